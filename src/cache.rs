@@ -1,0 +1,202 @@
+//! A sharded LRU cache, bounded by the weight of what it keeps.
+//!
+//! Every cache of imgfs is one of these: sectors of the disk, decoded clusters of a container,
+//! parsed nodes of a file system. A value is made once even when several threads want it at the
+//! same time (the others wait for the first), and no lock is held while it is made.
+//!
+//! ```text
+//!   key -- hash --> shard 0..15:  Mutex { LRU of ready values, set of keys being made } + Condvar
+//! ```
+
+use std::collections::HashSet;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use lru::LruCache;
+
+const SHARDS: usize = 16;
+
+/// Values by key, the least recently used ones dropped when their weight passes the bound.
+pub struct Cache<K, V> {
+    shards: Vec<Shard<K, V>>,
+    hasher: RandomState,
+    /// Per shard.
+    max_weight: u64,
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+struct Shard<K, V> {
+    state: Mutex<State<K, V>>,
+    made: Condvar,
+}
+
+struct State<K, V> {
+    ready: LruCache<K, (V, u64)>,
+    weight: u64,
+    pending: HashSet<K>,
+}
+
+/// What a cache did since it was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Look-ups answered from the cache.
+    pub hits: u64,
+    /// Look-ups for which the value had to be made.
+    pub misses: u64,
+    /// Weight of what is kept now, in bytes.
+    pub weight: u64,
+}
+
+impl<K: Hash + Eq + Clone, V: Clone> Cache<K, V> {
+    /// A cache that keeps values of at most `max_weight` in all (bytes, where weights are bytes).
+    pub fn new(max_weight: u64) -> Self {
+        let shard = || Shard {
+            state: Mutex::new(State { ready: LruCache::unbounded(), weight: 0, pending: HashSet::new() }),
+            made: Condvar::new(),
+        };
+        Self {
+            shards: (0..SHARDS).map(|_| shard()).collect(),
+            hasher: RandomState::new(),
+            max_weight: max_weight.div_ceil(SHARDS as u64),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+        }
+    }
+
+    fn shard(&self, key: &K) -> &Shard<K, V> {
+        let index = (self.hasher.hash_one(key) >> 32) as usize % SHARDS;
+        #[allow(clippy::indexing_slicing, reason = "the index is below SHARDS, the vector's length")]
+        &self.shards[index]
+    }
+
+    /// The value for `key`, made by `make` (which also tells its weight) when it is not there.
+    /// A failed `make` is not remembered.
+    pub fn get_or_make<E>(&self, key: &K, make: impl FnOnce() -> Result<(V, u64), E>) -> Result<V, E> {
+        let shard = self.shard(key);
+        let mut state = lock(&shard.state);
+        loop {
+            if let Some((value, _)) = state.ready.get(key) {
+                self.hits.fetch_add(1, Ordering::Relaxed);
+                return Ok(value.clone());
+            }
+            if state.pending.insert(key.clone()) {
+                break;
+            }
+            state = shard.made.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(state);
+        self.misses.fetch_add(1, Ordering::Relaxed);
+        let pending = Pending { shard, key };
+        let (value, weight) = make()?;
+        let mut state = lock(&shard.state);
+        state.insert(key.clone(), value.clone(), weight, self.max_weight);
+        drop(state);
+        drop(pending);
+        Ok(value)
+    }
+
+    /// The value for `key` when it is there.
+    pub fn get(&self, key: &K) -> Option<V> {
+        lock(&self.shard(key).state).ready.get(key).map(|(value, _)| value.clone())
+    }
+
+    /// Puts a value in place, in front of all others.
+    pub fn insert(&self, key: K, value: V, weight: u64) {
+        lock(&self.shard(&key).state).insert(key, value, weight, self.max_weight);
+    }
+
+    /// Forgets one value.
+    pub fn remove(&self, key: &K) {
+        let mut state = lock(&self.shard(key).state);
+        if let Some((_, weight)) = state.ready.pop(key) {
+            state.weight = state.weight.saturating_sub(weight);
+        }
+    }
+
+    /// Hits, misses and present weight.
+    pub fn statistics(&self) -> Statistics {
+        Statistics {
+            hits: self.hits.load(Ordering::Relaxed),
+            misses: self.misses.load(Ordering::Relaxed),
+            weight: self.shards.iter().map(|shard| lock(&shard.state).weight).sum(),
+        }
+    }
+}
+
+impl<K: Hash + Eq, V> State<K, V> {
+    /// Keeps the value and drops the oldest until the weight fits. A value heavier than the whole
+    /// shard is kept alone: it was asked for, and the next one replaces it.
+    fn insert(&mut self, key: K, value: V, weight: u64, max_weight: u64) {
+        if let Some((_, old)) = self.ready.push(key, (value, weight)).map(|(_, old)| old) {
+            self.weight = self.weight.saturating_sub(old);
+        }
+        self.weight = self.weight.saturating_add(weight);
+        while self.weight > max_weight && self.ready.len() > 1 {
+            let Some((_, (_, old))) = self.ready.pop_lru() else { break };
+            self.weight = self.weight.saturating_sub(old);
+        }
+    }
+}
+
+/// Wakes the waiting threads when the value is made, has failed, or its maker panicked.
+struct Pending<'a, K: Hash + Eq, V> {
+    shard: &'a Shard<K, V>,
+    key: &'a K,
+}
+
+impl<K: Hash + Eq, V> Drop for Pending<'_, K, V> {
+    fn drop(&mut self) {
+        lock(&self.shard.state).pending.remove(self.key);
+        self.shard.made.notify_all();
+    }
+}
+
+/// A panic in another thread leaves no half-made state in any of our maps, so its poison is ignored.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    #[test]
+    fn a_value_is_made_once_for_many_readers() {
+        let cache: Cache<u64, u64> = Cache::new(1 << 20);
+        let made = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let value = cache.get_or_make(&7, || {
+                        made.fetch_add(1, Ordering::SeqCst);
+                        std::thread::sleep(std::time::Duration::from_millis(20));
+                        Ok::<_, ()>((42, 1))
+                    });
+                    assert_eq!(value, Ok(42));
+                });
+            }
+        });
+        assert_eq!(made.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn a_failure_reaches_its_caller_and_is_not_remembered() {
+        let cache: Cache<u64, u64> = Cache::new(1 << 20);
+        assert_eq!(cache.get_or_make(&1, || Err("no")), Err("no"));
+        assert_eq!(cache.get_or_make(&1, || Ok::<_, &str>((5, 1))), Ok(5));
+    }
+
+    #[test]
+    fn the_weight_stays_below_the_bound() {
+        let cache: Cache<u64, u64> = Cache::new(16 * 100);
+        for key in 0..10_000 {
+            cache.insert(key, key, 10);
+        }
+        assert!(cache.statistics().weight <= 16 * 100);
+        cache.insert(1, 1, 10);
+        assert_eq!(cache.get(&1), Some(1));
+    }
+}

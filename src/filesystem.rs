@@ -1,0 +1,263 @@
+//! Trees of files: the trait every decoder implements, and the table of decoders.
+
+pub mod ext;
+pub mod fat;
+pub mod iso9660;
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::sync::Arc;
+
+use crate::bytes::Evidence;
+use crate::device::{BlockDevice, Device, Extent};
+use crate::error::{Error, Result};
+
+/// One object for as long as it is mounted; the number alone finds it again (an inode number, a
+/// record's number, the byte offset of its directory entry). Below 2^56: the forest puts the
+/// volume in the top byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub u64);
+
+/// What a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A character device.
+    CharDevice,
+    /// A block device.
+    BlockDevice,
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+}
+
+/// A point in time, UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp {
+    /// Seconds since 1970-01-01T00:00:00Z; negative before.
+    pub seconds: i64,
+    /// Nanoseconds after that second, below 1,000,000,000.
+    pub nanoseconds: u32,
+}
+
+/// What the disk records of a node; what it does not record is `None`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attributes {
+    /// What the node is.
+    pub kind: Kind,
+    /// Contents in bytes; of a link, its target's length.
+    pub size: u64,
+    /// Room that the contents take, in units of 512 bytes.
+    pub blocks: Option<u64>,
+    /// Permission bits, `0o7777`.
+    pub mode: Option<u16>,
+    /// The medium marks the node read-only without having permission bits (FAT).
+    pub read_only: bool,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Number of names.
+    pub links: Option<u32>,
+    /// Major and minor number of a device node.
+    pub device: Option<(u32, u32)>,
+    /// Last read.
+    pub accessed: Option<Timestamp>,
+    /// Last write.
+    pub modified: Option<Timestamp>,
+    /// Last change of the node itself.
+    pub changed: Option<Timestamp>,
+    /// Creation.
+    pub created: Option<Timestamp>,
+}
+
+impl Attributes {
+    /// A node of which nothing more is known.
+    pub fn new(kind: Kind, size: u64) -> Self {
+        Self {
+            kind,
+            size,
+            blocks: None,
+            mode: None,
+            read_only: false,
+            uid: None,
+            gid: None,
+            links: None,
+            device: None,
+            accessed: None,
+            modified: None,
+            changed: None,
+            created: None,
+        }
+    }
+}
+
+/// A row of a directory. `.` and `..` are never among them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirEntry<'a> {
+    /// The node that the name leads to.
+    pub node: NodeId,
+    /// The name's bytes as the medium has them, converted to UTF-8 where it names its character
+    /// set. They can be anything: whoever shows them escapes them.
+    pub name: Cow<'a, [u8]>,
+    /// What the node is.
+    pub kind: Kind,
+    /// The cursor that resumes after this row. Above zero and below 2^62.
+    pub next: u64,
+}
+
+/// Takes the rows of a directory; `false` stops the listing.
+pub type EntrySink<'a> = dyn FnMut(DirEntry<'_>) -> bool + 'a;
+
+/// A volume as a whole.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// The format with its variant: `FAT12`, `ISO 9660 (Rock Ridge)`, `ext4`.
+    pub variant: String,
+    /// Volume label.
+    pub label: Option<String>,
+    /// UUID or serial number, as `blkid` writes it.
+    pub uuid: Option<String>,
+    /// Allocation unit in bytes.
+    pub block_size: u32,
+    /// Size of the volume in blocks, as statfs counts.
+    pub total_blocks: u64,
+    /// Free blocks.
+    pub free_blocks: u64,
+    /// Number of nodes that there can be, where the format has such a bound.
+    pub total_nodes: u64,
+    /// Nodes not in use.
+    pub free_nodes: u64,
+    /// Longest name in bytes.
+    pub name_max: u32,
+    /// Where the format was recognised.
+    pub evidence: Vec<Evidence>,
+    /// What an examiner should know: a journal replayed, a dirty flag, a table that disagrees.
+    pub notes: Vec<String>,
+}
+
+/// An image that a volume carries outside its tree: El Torito's boot images.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Embedded {
+    /// First byte on the volume's device.
+    pub offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// What it is, for `info`.
+    pub what: String,
+}
+
+/// A decoded file system, read side. No open files, no cursors, `&self` from many threads.
+pub trait FileSystem: Send + Sync {
+    /// The top directory.
+    fn root(&self) -> NodeId;
+
+    /// What the disk records of a node.
+    fn attributes(&self, node: NodeId) -> Result<Attributes>;
+
+    /// Gives the rows of a directory to `emit`, from `cursor` on: 0, or a row's `next`. Bounded
+    /// memory, however large the directory.
+    fn read_dir(&self, dir: NodeId, cursor: u64, emit: &mut EntrySink<'_>) -> Result<()>;
+
+    /// The node of a name in a directory. The default scans; formats with an index override it.
+    fn lookup(&self, dir: NodeId, name: &[u8]) -> Result<Option<NodeId>> {
+        let mut found = None;
+        self.read_dir(dir, 0, &mut |entry| {
+            if entry.name.as_ref() == name {
+                found = Some(entry.node);
+            }
+            found.is_none()
+        })?;
+        Ok(found)
+    }
+
+    /// Reads contents from `offset`; fewer bytes than asked only where the file ends.
+    fn read(&self, file: NodeId, buf: &mut [u8], offset: u64) -> Result<usize>;
+
+    /// Whether the file's bytes from `offset` are stored or a hole, and how far. `offset` is below
+    /// the file's size.
+    fn extent(&self, file: NodeId, offset: u64) -> Result<Extent> {
+        let size = self.attributes(file)?.size;
+        Ok(Extent { stored: true, len: size.saturating_sub(offset) })
+    }
+
+    /// Target of a symbolic link.
+    fn read_link(&self, _link: NodeId) -> Result<Vec<u8>> {
+        Err(Error::Invalid)
+    }
+
+    /// Value of an extended attribute, by its full name (`user.…`, `security.…`).
+    fn xattr(&self, _node: NodeId, _name: &[u8]) -> Result<Vec<u8>> {
+        Err(Error::NoAttribute)
+    }
+
+    /// Full names of a node's extended attributes.
+    fn xattrs(&self, _node: NodeId) -> Result<Vec<Vec<u8>>> {
+        Ok(Vec::new())
+    }
+
+    /// Label, UUID, totals.
+    fn summary(&self) -> Summary;
+
+    /// Images that the volume carries outside its tree, in the order of its catalogue.
+    fn embedded(&self) -> Vec<Embedded> {
+        Vec::new()
+    }
+
+    /// The host file whose bytes, from its byte 0, are exactly this file's.
+    fn host_file(&self, _file: NodeId) -> Option<&File> {
+        None
+    }
+}
+
+/// What a user can say about how volumes are read. Fields that a format does not know are nothing
+/// to it.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Minutes to be subtracted from a zone-less time (FAT) to give UTC, as the kernel's `time_offset`.
+    pub time_offset: i32,
+    /// OEM code page of FAT short names; 437 when `None`.
+    pub codepage: Option<u16>,
+    /// ISO 9660: ignore Rock Ridge.
+    pub norock: bool,
+    /// ISO 9660: ignore Joliet.
+    pub nojoliet: bool,
+    /// ISO 9660: this session (from 0), not the last.
+    pub session: Option<u32>,
+    /// ISO 9660: the volume descriptors start 16 sectors after this 2,048-byte sector.
+    pub sbsector: Option<u32>,
+    /// ext: show the state without its journal.
+    pub norecovery: bool,
+}
+
+/// A decoder, as the table knows it.
+pub struct FileSystemFormat {
+    /// Name in messages and in `--json`.
+    pub name: &'static str,
+    /// Reads little; says whether the device holds this format, damaged or not.
+    pub probe: fn(&dyn BlockDevice) -> Result<bool>,
+    /// Reads and checks what every later call relies on.
+    pub open: fn(Device, &Options) -> Result<Arc<dyn FileSystem>>,
+}
+
+/// In probe order. ISO 9660 comes first: a hybrid disc starts with a boot sector that may look like
+/// FAT's, while nothing else has a volume descriptor at byte 32,768. ext has one magic of two bytes
+/// in a place that a FAT volume may use for anything, and FAT has no magic at all, so the strict
+/// check of its geometry comes last.
+pub const FORMATS: &[FileSystemFormat] = &[iso9660::FORMAT, ext::FORMAT, fat::FORMAT];
+
+/// The tree of a device, with its format's name; `None` when no decoder knows it.
+pub fn open(device: &Device, options: &Options) -> Result<Option<(&'static str, Arc<dyn FileSystem>)>> {
+    for format in FORMATS {
+        if (format.probe)(device.as_ref())? {
+            return (format.open)(device.clone(), options).map(|tree| Some((format.name, tree)));
+        }
+    }
+    Ok(None)
+}
