@@ -38,10 +38,25 @@ pub trait BlockDevice: Send + Sync {
         Ok(Extent { stored: true, len: self.size().saturating_sub(offset) })
     }
 
-    /// The host file of which these bytes are an unbroken part.
+    /// The way to change these bytes; `None` for whatever is read-only.
+    fn writer(&self) -> Option<&dyn BlockWrite> {
+        None
+    }
+
+    /// The host file of which these bytes are an unbroken part, as long as no one writes to the device.
     fn host_file(&self) -> Option<HostSpan<'_>> {
         None
     }
+}
+
+/// The write side of a device. What was written is read back at once, by every thread; it survives
+/// a crash from the next [`BlockWrite::flush`] on.
+pub trait BlockWrite: Send + Sync {
+    /// Writes all of `buf` at `offset`. Past the end is [`Error::PastEnd`]; nothing grows.
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> Result<()>;
+
+    /// Returns when everything written before is on stable storage.
+    fn flush(&self) -> Result<()>;
 }
 
 /// A run of bytes that are all stored, or all a hole.

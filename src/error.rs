@@ -71,6 +71,24 @@ pub enum Error {
     /// Nothing can be written here.
     #[error("read-only")]
     ReadOnly,
+    /// The name is taken.
+    #[error("file exists")]
+    Exists,
+    /// The directory still has entries.
+    #[error("directory not empty")]
+    NotEmpty,
+    /// No room is left: on the volume, in a fixed root directory, or for the overlay.
+    #[error("no space left")]
+    NoSpace,
+    /// The name is longer than the format can hold.
+    #[error("name too long")]
+    NameTooLong,
+    /// The file would grow past what the format can hold.
+    #[error("file too large")]
+    TooLarge,
+    /// Someone else is writing to the same bytes.
+    #[error("busy")]
+    Busy,
 }
 
 impl Error {

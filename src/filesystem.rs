@@ -210,10 +210,83 @@ pub trait FileSystem: Send + Sync {
         Vec::new()
     }
 
+    /// The way to change this volume; `None` where it is read-only.
+    fn writer(&self) -> Option<&dyn FileSystemWrite> {
+        None
+    }
+
     /// The host file whose bytes, from its byte 0, are exactly this file's.
     fn host_file(&self, _file: NodeId) -> Option<&File> {
         None
     }
+}
+
+/// The write side of a file system, on a device that has a [`BlockDevice::writer`]. Every change is
+/// seen at once by every reader; it survives a crash from the next [`FileSystemWrite::flush`] on.
+/// A node that is removed while it is open (see [`FileSystemWrite::opened`]) keeps its contents
+/// until it is closed. Node numbers stay valid across renames.
+pub trait FileSystemWrite: Send + Sync {
+    /// Makes an empty file or a directory. [`Error::Exists`] when the name is taken.
+    fn create(&self, dir: NodeId, name: &[u8], new: NewNode) -> Result<NodeId>;
+
+    /// Writes all of `buf` at `offset`; a gap behind the old end becomes zeros.
+    fn write(&self, file: NodeId, buf: &[u8], offset: u64, now: Timestamp) -> Result<()>;
+
+    /// Changes what is `Some`.
+    fn set_attributes(&self, node: NodeId, changes: &Changes) -> Result<()>;
+
+    /// Gives a node another name. An entry of that name is replaced atomically, unless `replace`
+    /// is false ([`Error::Exists`]); a directory only by a directory, and only when it is empty.
+    fn rename(&self, dir: NodeId, name: &[u8], new_dir: NodeId, new_name: &[u8], replace: bool) -> Result<()>;
+
+    /// Removes a name: of an empty directory when `directory`, of anything else otherwise.
+    fn remove(&self, dir: NodeId, name: &[u8], directory: bool) -> Result<()>;
+
+    /// Sets an extended attribute.
+    fn set_xattr(&self, _node: NodeId, _name: &[u8], _value: &[u8]) -> Result<()> {
+        Err(Error::Invalid)
+    }
+
+    /// A file was opened once more.
+    fn opened(&self, node: NodeId);
+
+    /// One of the openings is over.
+    fn closed(&self, node: NodeId);
+
+    /// Returns when everything before is on stable storage.
+    fn flush(&self) -> Result<()>;
+
+    /// As [`FileSystemWrite::flush`], and marks the volume clean: nothing more will be written
+    /// for now.
+    fn quiesce(&self) -> Result<()> {
+        self.flush()
+    }
+}
+
+/// A node to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct NewNode {
+    /// [`Kind::File`] or [`Kind::Directory`].
+    pub kind: Kind,
+    /// Marked read-only from the start.
+    pub read_only: bool,
+    /// Its times.
+    pub now: Timestamp,
+}
+
+/// What [`FileSystemWrite::set_attributes`] changes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Changes {
+    /// New length: cut, or grown with zeros.
+    pub size: Option<u64>,
+    /// The read-only mark.
+    pub read_only: Option<bool>,
+    /// Last read.
+    pub accessed: Option<Timestamp>,
+    /// Last write.
+    pub modified: Option<Timestamp>,
+    /// Creation.
+    pub created: Option<Timestamp>,
 }
 
 /// What a user can say about how volumes are read. Fields that a format does not know are nothing

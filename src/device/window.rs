@@ -1,6 +1,6 @@
 //! A part of another device: a partition, `IMAGE@@OFFSET`, a boot image inside a disc.
 
-use super::{BlockDevice, Device, Extent, HostSpan, check_range};
+use super::{BlockDevice, BlockWrite, Device, Extent, HostSpan, check_range};
 use crate::error::{Error, Result};
 
 /// `len` bytes of a device, from `start`.
@@ -56,9 +56,24 @@ impl BlockDevice for Window {
         Ok(Extent { len: extent.len.min(self.len.saturating_sub(offset)), ..extent })
     }
 
+    fn writer(&self) -> Option<&dyn BlockWrite> {
+        self.below.writer().map(|_| self as &dyn BlockWrite)
+    }
+
     fn host_file(&self) -> Option<HostSpan<'_>> {
         let span = self.below.host_file()?;
         Some(HostSpan { offset: span.offset.checked_add(self.start)?, ..span })
+    }
+}
+
+impl BlockWrite for Window {
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        let place = self.place(buf.len(), offset)?;
+        self.below.writer().ok_or(Error::ReadOnly)?.write_all_at(buf, place)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.below.writer().ok_or(Error::ReadOnly)?.flush()
     }
 }
 
