@@ -210,6 +210,11 @@ pub trait FileSystem: Send + Sync {
         Vec::new()
     }
 
+    /// What statfs shows of the volume that a node belongs to; `None` for the whole.
+    fn volume(&self, _node: NodeId) -> Option<Summary> {
+        None
+    }
+
     /// The way to change this volume; `None` where it is read-only.
     fn writer(&self) -> Option<&dyn FileSystemWrite> {
         None
@@ -330,6 +335,19 @@ pub fn open(device: &Device, options: &Options) -> Result<Option<(&'static str, 
     for format in FORMATS {
         if (format.probe)(device.as_ref())? {
             return (format.open)(device.clone(), options).map(|tree| Some((format.name, tree)));
+        }
+    }
+    Ok(None)
+}
+
+/// Formats whose volume begins behind a system area, which may hold a partition table of its own.
+const BEHIND_A_SYSTEM_AREA: &[&str] = &["iso9660"];
+
+/// The tree of a whole disk that has a partition table as well: a hybrid disc.
+pub fn open_beside_table(disk: &Device, options: &Options) -> Result<Option<(&'static str, Arc<dyn FileSystem>)>> {
+    for format in FORMATS.iter().filter(|format| BEHIND_A_SYSTEM_AREA.contains(&format.name)) {
+        if (format.probe)(disk.as_ref())? {
+            return (format.open)(disk.clone(), options).map(|tree| Some((format.name, tree)));
         }
     }
     Ok(None)

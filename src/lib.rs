@@ -29,5 +29,6 @@ pub mod container;
 pub mod device;
 pub mod error;
 pub mod filesystem;
+pub mod forest;
 pub mod text;
 pub mod volume;

@@ -1,0 +1,481 @@
+//! Several trees and the flat files under one root.
+//!
+//! ```text
+//!   disk.img  disk/        NodeId:  63    56 55                     0
+//!   p1.img    p1/                  +--------+------------------------+
+//!   files -> p1                    |  tree  |  the tree's own number |
+//!   by-label/ by-uuid/             +--------+------------------------+
+//!                                      0 = a row of `synthetic`
+//! ```
+//!
+//! X.img is the bytes, X/ is the files, and nothing synthetic is ever inside X/. Names from the
+//! medium are escaped here, once for every reader, and only as far as a path requires.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::sync::{Arc, OnceLock};
+
+use crate::device::{Device, Extent};
+use crate::error::{Error, Result};
+use crate::filesystem::{
+    Attributes, DirEntry, EntrySink, FileSystem, FileSystemWrite, Kind, NodeId, Summary, Timestamp,
+};
+
+/// Bits of a node's number within its tree.
+const TREE_SHIFT: u32 = 56;
+/// Trees that fit into the top byte beside the synthetic nodes.
+const MAX_TREES: usize = 255;
+
+/// One volume: its name in the root, its bytes, and its files when they can be read.
+pub struct Branch {
+    /// `disk`, `p1`, `boot1`.
+    pub name: String,
+    /// The bytes that `NAME.img` shows.
+    pub device: Device,
+    /// The tree that `NAME/` shows.
+    pub tree: Option<Arc<dyn FileSystem>>,
+    /// For `by-label/`.
+    pub label: Option<String>,
+    /// For `by-uuid/`.
+    pub uuid: Option<String>,
+}
+
+/// The root directory with everything below it.
+pub struct Forest {
+    synthetic: Vec<Synthetic>,
+    trees: Vec<Arc<dyn FileSystem>>,
+    modified: Option<Timestamp>,
+}
+
+enum Synthetic {
+    Directory(Vec<Row>),
+    Flat(Flat),
+    Link(Vec<u8>),
+}
+
+struct Row {
+    name: Vec<u8>,
+    node: NodeId,
+    kind: Kind,
+}
+
+struct Flat {
+    device: Device,
+    /// Allocated room in units of 512 bytes; counted when first asked for.
+    blocks: OnceLock<u64>,
+}
+
+/// Where a number leads.
+enum Target<'a> {
+    Synthetic(&'a Synthetic),
+    Tree(&'a dyn FileSystem, u64, NodeId),
+}
+
+const ROOT: NodeId = NodeId(1);
+
+impl Forest {
+    /// `branches` in the order of the listing; `files` names the one that most people want;
+    /// `modified` dates the synthetic nodes (the image's own time).
+    pub fn new(branches: &[Branch], files: Option<&str>, modified: Option<Timestamp>) -> Self {
+        // Row 0 is never used, so that no node has the number 0; row 1 is the root.
+        let mut forest = Self {
+            synthetic: vec![Synthetic::Directory(Vec::new()), Synthetic::Directory(Vec::new())],
+            trees: Vec::new(),
+            modified,
+        };
+        let mut rows = Vec::new();
+        for branch in branches {
+            let flat = Flat { device: branch.device.clone(), blocks: OnceLock::new() };
+            let node = forest.add(Synthetic::Flat(flat));
+            rows.push(Row { name: format!("{}.img", branch.name).into_bytes(), node, kind: Kind::File });
+            if let Some(tree) = &branch.tree
+                && let Some(node) = forest.plant(tree)
+            {
+                rows.push(Row { name: branch.name.clone().into_bytes(), node, kind: Kind::Directory });
+            }
+        }
+        if let Some(name) = files {
+            let node = forest.add(Synthetic::Link(name.as_bytes().to_vec()));
+            rows.push(Row { name: b"files".to_vec(), node, kind: Kind::Symlink });
+        }
+        for (folder, pick) in [
+            ("by-label", (|branch| branch.label.as_deref()) as fn(&Branch) -> Option<&str>),
+            ("by-uuid", |branch| branch.uuid.as_deref()),
+        ] {
+            let links = forest.links(branches, pick);
+            if !links.is_empty() {
+                let node = forest.add(Synthetic::Directory(links));
+                rows.push(Row { name: folder.as_bytes().to_vec(), node, kind: Kind::Directory });
+            }
+        }
+        if let Some(root) = forest.synthetic.get_mut(1) {
+            *root = Synthetic::Directory(rows);
+        }
+        forest
+    }
+
+    fn add(&mut self, node: Synthetic) -> NodeId {
+        self.synthetic.push(node);
+        NodeId(self.synthetic.len().saturating_sub(1) as u64)
+    }
+
+    /// The root of a new tree; `None` when the top byte has no number left.
+    fn plant(&mut self, tree: &Arc<dyn FileSystem>) -> Option<NodeId> {
+        if self.trees.len() >= MAX_TREES {
+            return None;
+        }
+        self.trees.push(tree.clone());
+        Some(grafted(self.trees.len() as u64, tree.root()))
+    }
+
+    /// Symbolic links to the trees, by what `pick` finds; clashes are numbered from 2.
+    fn links(&mut self, branches: &[Branch], pick: fn(&Branch) -> Option<&str>) -> Vec<Row> {
+        let mut rows: Vec<Row> = Vec::new();
+        for branch in branches {
+            let Some(text) = pick(branch).filter(|text| !text.is_empty()) else { continue };
+            let target = if branch.tree.is_some() { branch.name.clone() } else { format!("{}.img", branch.name) };
+            let plain = percent_encoded(text);
+            let numbered = (2..).map(|n: u32| format!("{plain}-{n}").into_bytes());
+            let mut names = std::iter::once(plain.clone().into_bytes()).chain(numbered);
+            let Some(name) = names.find(|name| rows.iter().all(|row| row.name != *name)) else { continue };
+            let node = self.add(Synthetic::Link(format!("../{target}").into_bytes()));
+            rows.push(Row { name, node, kind: Kind::Symlink });
+        }
+        rows
+    }
+
+    fn target(&self, node: NodeId) -> Result<Target<'_>> {
+        let number = node.0 >> TREE_SHIFT;
+        let own = NodeId(node.0 & ((1 << TREE_SHIFT) - 1));
+        let missing = Error::NotFound;
+        match number.checked_sub(1) {
+            None => {
+                let index = usize::try_from(own.0).map_err(|_| Error::NotFound)?;
+                self.synthetic.get(index).filter(|_| index > 0).map(Target::Synthetic).ok_or(missing)
+            }
+            Some(index) => {
+                let tree = usize::try_from(index).ok().and_then(|index| self.trees.get(index)).ok_or(missing)?;
+                Ok(Target::Tree(tree.as_ref(), number, own))
+            }
+        }
+    }
+
+    /// The node at a path below the root, symbolic links not followed. Empty components and `.`
+    /// are skipped.
+    pub fn find(&self, path: &[u8]) -> Result<NodeId> {
+        find(self, path)
+    }
+}
+
+/// The node at a path of a tree, symbolic links not followed. Empty components and `.` are skipped;
+/// `..` is not understood.
+pub fn find(tree: &dyn FileSystem, path: &[u8]) -> Result<NodeId> {
+    let mut node = tree.root();
+    for name in path.split(|&byte| byte == b'/').filter(|name| !name.is_empty() && *name != b".") {
+        if tree.attributes(node)?.kind != Kind::Directory {
+            return Err(Error::NotDirectory);
+        }
+        node = tree.lookup(node, name)?.ok_or(Error::NotFound)?;
+    }
+    Ok(node)
+}
+
+impl FileSystem for Forest {
+    fn root(&self) -> NodeId {
+        ROOT
+    }
+
+    fn attributes(&self, node: NodeId) -> Result<Attributes> {
+        let synthetic = match self.target(node)? {
+            Target::Tree(tree, _, own) => return tree.attributes(own),
+            Target::Synthetic(synthetic) => synthetic,
+        };
+        let mut attributes = match synthetic {
+            Synthetic::Directory(_) => Attributes { mode: Some(0o555), ..Attributes::new(Kind::Directory, 0) },
+            Synthetic::Link(target) => {
+                Attributes { mode: Some(0o777), ..Attributes::new(Kind::Symlink, target.len() as u64) }
+            }
+            Synthetic::Flat(flat) => Attributes {
+                mode: Some(if flat.device.writer().is_some() { 0o644 } else { 0o444 }),
+                blocks: Some(flat.blocks()),
+                ..Attributes::new(Kind::File, flat.device.size())
+            },
+        };
+        attributes.modified = self.modified;
+        Ok(attributes)
+    }
+
+    fn read_dir(&self, dir: NodeId, cursor: u64, emit: &mut EntrySink<'_>) -> Result<()> {
+        match self.target(dir)? {
+            Target::Tree(tree, number, own) => tree.read_dir(own, cursor, &mut |entry| {
+                emit(DirEntry { node: grafted(number, entry.node), name: escaped(entry.name), ..entry })
+            }),
+            Target::Synthetic(Synthetic::Directory(rows)) => {
+                for (row, next) in rows.iter().zip(1u64..).filter(|(_, next)| *next > cursor) {
+                    if !emit(DirEntry { node: row.node, name: Cow::Borrowed(&row.name), kind: row.kind, next }) {
+                        break;
+                    }
+                }
+                Ok(())
+            }
+            Target::Synthetic(_) => Err(Error::NotDirectory),
+        }
+    }
+
+    fn lookup(&self, dir: NodeId, name: &[u8]) -> Result<Option<NodeId>> {
+        match self.target(dir)? {
+            Target::Tree(tree, number, own) => {
+                Ok(tree.lookup(own, &unescaped(name))?.map(|node| grafted(number, node)))
+            }
+            Target::Synthetic(Synthetic::Directory(rows)) => {
+                Ok(rows.iter().find(|row| row.name == name).map(|row| row.node))
+            }
+            Target::Synthetic(_) => Err(Error::NotDirectory),
+        }
+    }
+
+    fn read(&self, file: NodeId, buf: &mut [u8], offset: u64) -> Result<usize> {
+        match self.target(file)? {
+            Target::Tree(tree, _, own) => tree.read(own, buf, offset),
+            Target::Synthetic(Synthetic::Flat(flat)) => {
+                let rest = flat.device.size().saturating_sub(offset);
+                let len = usize::try_from(rest).unwrap_or(usize::MAX).min(buf.len());
+                let part = buf.get_mut(..len).unwrap_or_default();
+                if !part.is_empty() {
+                    flat.device.read_bulk_at(part, offset)?;
+                }
+                Ok(len)
+            }
+            Target::Synthetic(Synthetic::Directory(_)) => Err(Error::IsDirectory),
+            Target::Synthetic(Synthetic::Link(_)) => Err(Error::Invalid),
+        }
+    }
+
+    fn extent(&self, file: NodeId, offset: u64) -> Result<Extent> {
+        match self.target(file)? {
+            Target::Tree(tree, _, own) => tree.extent(own, offset),
+            Target::Synthetic(Synthetic::Flat(flat)) => flat.device.extent(offset),
+            Target::Synthetic(_) => Err(Error::Invalid),
+        }
+    }
+
+    fn read_link(&self, link: NodeId) -> Result<Vec<u8>> {
+        match self.target(link)? {
+            Target::Tree(tree, _, own) => tree.read_link(own),
+            Target::Synthetic(Synthetic::Link(target)) => Ok(target.clone()),
+            Target::Synthetic(_) => Err(Error::Invalid),
+        }
+    }
+
+    fn xattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
+        match self.target(node)? {
+            Target::Tree(tree, _, own) => tree.xattr(own, name),
+            Target::Synthetic(_) => Err(Error::NoAttribute),
+        }
+    }
+
+    fn xattrs(&self, node: NodeId) -> Result<Vec<Vec<u8>>> {
+        match self.target(node)? {
+            Target::Tree(tree, _, own) => tree.xattrs(own),
+            Target::Synthetic(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// The totals of the only tree, or the sums of all of them in units of 512 bytes.
+    fn summary(&self) -> Summary {
+        if let [only] = self.trees.as_slice() {
+            return only.summary();
+        }
+        let mut sum = Summary { block_size: 512, name_max: 255, ..Summary::default() };
+        for tree in &self.trees {
+            let one = tree.summary();
+            let units = |blocks: u64| blocks.saturating_mul(u64::from(one.block_size)) / 512;
+            sum.total_blocks = sum.total_blocks.saturating_add(units(one.total_blocks));
+            sum.free_blocks = sum.free_blocks.saturating_add(units(one.free_blocks));
+            sum.total_nodes = sum.total_nodes.saturating_add(one.total_nodes);
+            sum.free_nodes = sum.free_nodes.saturating_add(one.free_nodes);
+            sum.name_max = sum.name_max.max(one.name_max);
+        }
+        sum
+    }
+
+    fn host_file(&self, file: NodeId) -> Option<&File> {
+        match self.target(file).ok()? {
+            Target::Tree(tree, _, own) => tree.host_file(own),
+            Target::Synthetic(Synthetic::Flat(flat)) => flat.host_file(),
+            Target::Synthetic(_) => None,
+        }
+    }
+
+    fn volume(&self, node: NodeId) -> Option<Summary> {
+        match self.target(node).ok()? {
+            Target::Tree(tree, _, _) => Some(tree.summary()),
+            Target::Synthetic(_) => None,
+        }
+    }
+
+    fn writer(&self) -> Option<&dyn FileSystemWrite> {
+        None
+    }
+}
+
+impl Flat {
+    /// Runs looked at before the rest is taken as stored: a size is not worth a walk of millions.
+    const MAX_EXTENTS: u32 = 10_000;
+
+    fn blocks(&self) -> u64 {
+        *self.blocks.get_or_init(|| {
+            let size = self.device.size();
+            let (mut offset, mut stored) = (0u64, 0u64);
+            for _ in 0..Self::MAX_EXTENTS {
+                let Ok(extent) = self.device.extent(offset) else { break };
+                if extent.len == 0 || offset >= size {
+                    break;
+                }
+                stored = stored.saturating_add(if extent.stored { extent.len } else { 0 });
+                offset = offset.saturating_add(extent.len);
+            }
+            stored.saturating_add(size.saturating_sub(offset)).div_ceil(512)
+        })
+    }
+
+    /// The whole host file, when it is exactly this one.
+    fn host_file(&self) -> Option<&File> {
+        let span = self.device.host_file().filter(|span| span.offset == 0)?;
+        let whole = span.file.metadata().is_ok_and(|found| found.is_file() && found.len() == self.device.size());
+        whole.then_some(span.file)
+    }
+}
+
+fn grafted(tree: u64, own: NodeId) -> NodeId {
+    NodeId(tree << TREE_SHIFT | own.0)
+}
+
+/// The bytes that no path component can have, or that stand for something else as a whole name.
+fn is_special(byte: u8, whole: &[u8]) -> bool {
+    byte == b'/' || byte == 0 || (byte == b'.' && matches!(whole, b"." | b".."))
+}
+
+/// `%` and the two digits of an escape that [`escaped`] could have made.
+fn escape_at(name: &[u8]) -> Option<u8> {
+    match name {
+        [b'%', b'2', b'F', ..] => Some(b'/'),
+        [b'%', b'0', b'0', ..] => Some(0),
+        [b'%', b'2', b'E', ..] => Some(b'.'),
+        [b'%', b'2', b'5', ..] => Some(b'%'),
+        _ => None,
+    }
+}
+
+/// A name that a path can hold: `/`, NUL, and the names `.` and `..` become `%2F`, `%00`, `%2E`; a
+/// `%` that would read as one of these becomes `%25`. Other names stay as they are.
+pub fn escaped(name: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
+    let tails = |name: &[u8], at: usize| name.get(at..).and_then(escape_at).is_some();
+    if !(0..name.len()).any(|at| name.get(at).is_some_and(|&b| is_special(b, &name)) || tails(&name, at)) {
+        return name;
+    }
+    let mut out = Vec::with_capacity(name.len().saturating_add(8));
+    for (at, &byte) in name.iter().enumerate() {
+        if is_special(byte, &name) || tails(&name, at) {
+            out.extend_from_slice(format!("%{byte:02X}").as_bytes());
+        } else {
+            out.push(byte);
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// The inverse of [`escaped`].
+pub fn unescaped(mut name: &[u8]) -> Cow<'_, [u8]> {
+    if !name.contains(&b'%') {
+        return Cow::Borrowed(name);
+    }
+    let mut out = Vec::with_capacity(name.len());
+    while let Some((&first, rest)) = name.split_first() {
+        match escape_at(name) {
+            Some(byte) => {
+                out.push(byte);
+                name = name.get(3..).unwrap_or_default();
+            }
+            None => {
+                out.push(first);
+                name = rest;
+            }
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// A label as a file name: letters, digits and `#+-.:=@_` stay, and so does what is not ASCII and
+/// not a control character; the rest is percent-encoded, as is a leading dot.
+fn percent_encoded(text: &str) -> String {
+    let mut out = String::new();
+    for (at, c) in text.char_indices() {
+        let plain = c.is_ascii_alphanumeric() || "#+-.:=@_".contains(c) || (!c.is_ascii() && !c.is_control());
+        if plain && !(at == 0 && c == '.') {
+            out.push(c);
+        } else {
+            for byte in c.encode_utf8(&mut [0; 4]).bytes() {
+                out.push_str(&format!("%{byte:02X}"));
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::memory::Memory;
+
+    #[test]
+    fn every_name_escapes_to_one_that_a_path_can_hold_and_back() {
+        for (name, shown) in [
+            ("plain", "plain"),
+            ("a/b", "a%2Fb"),
+            ("a%2Fb", "a%252Fb"),
+            ("%%2F", "%%252F"),
+            ("100%", "100%"),
+            ("50%25", "50%2525"),
+            (".", "%2E"),
+            ("..", "%2E%2E"),
+            ("...", "..."),
+            ("a\0", "a%00"),
+        ] {
+            let escape = escaped(Cow::Borrowed(name.as_bytes())).into_owned();
+            assert_eq!(String::from_utf8_lossy(&escape), shown);
+            assert_eq!(unescaped(&escape), name.as_bytes());
+        }
+    }
+
+    fn branch(name: &str, label: &str) -> Branch {
+        let device: Device = Arc::new(Memory::new(vec![7; 1000], 512));
+        Branch { name: name.into(), device, tree: None, label: Some(label.into()), uuid: None }
+    }
+
+    #[test]
+    fn labels_are_encoded_and_clashes_numbered() {
+        let forest = Forest::new(&[branch("p1", "my/disk"), branch("p2", "my/disk"), branch("p3", "ü b")], None, None);
+        let folder = forest.find(b"/by-label").unwrap();
+        let mut rows = Vec::new();
+        forest
+            .read_dir(folder, 0, &mut |entry| {
+                let target = forest.read_link(entry.node).unwrap();
+                rows.push(format!("{} {}", String::from_utf8_lossy(&entry.name), String::from_utf8_lossy(&target)));
+                true
+            })
+            .unwrap();
+        assert_eq!(rows, ["my%2Fdisk ../p1.img", "my%2Fdisk-2 ../p2.img", "ü%20b ../p3.img"]);
+    }
+
+    #[test]
+    fn a_flat_file_ends_where_its_device_ends() {
+        let forest = Forest::new(&[branch("disk", "")], None, None);
+        let node = forest.find(b"disk.img").unwrap();
+        let mut buf = [0; 600];
+        assert_eq!(forest.read(node, &mut buf, 500).unwrap(), 500);
+        assert_eq!(forest.read(node, &mut buf, 1000).unwrap(), 0);
+        assert_eq!(forest.read(node, &mut buf, u64::MAX).unwrap(), 0);
+        assert!(matches!(forest.find(b"disk.img/x"), Err(Error::NotDirectory)));
+    }
+}
