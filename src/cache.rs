@@ -153,8 +153,8 @@ impl<K: Hash + Eq, V> Drop for Pending<'_, K, V> {
     }
 }
 
-/// A panic in another thread leaves no half-made state in any of our maps, so its poison is ignored.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// Locks a map that no panic can leave half-changed, so that the poison of one is ignored.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

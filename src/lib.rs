@@ -30,5 +30,7 @@ pub mod device;
 pub mod error;
 pub mod filesystem;
 pub mod forest;
+pub mod fuse;
+pub mod stack;
 pub mod text;
 pub mod volume;

@@ -1,0 +1,515 @@
+//! The FUSE adapter: shows any [`FileSystem`] through the kernel. No format is named here; every
+//! callback translates, asks the tree, and replies with the value or with the one logged errno.
+//!
+//! The tree cannot change behind a read-only mount, so the kernel may keep names, attributes and
+//! pages for as long as it likes: entries never expire, no open throws pages away, directories
+//! and link targets are kept. A flat file that *is* a file of the host is handed to the kernel
+//! whole (passthrough), where the kernel allows it.
+
+pub mod errno;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{
+    BackingId, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+};
+
+use crate::cache::lock;
+use crate::error::{Error, Result};
+use crate::filesystem::{Attributes, DirEntry, FileSystem, Kind, NodeId, Timestamp};
+
+/// How long the kernel may keep what cannot change.
+const FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
+/// Cursors that the adapter itself uses: 0 is before `.`, 1 before `..`, 2 before the tree's first row.
+const OWN_ROWS: u64 = 2;
+
+/// Whose files the mount shows, and with which permissions.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// Who mounts.
+    pub caller: (u32, u32),
+    /// Show the disk's owners and permissions as they are.
+    pub owners: bool,
+    /// Owner of everything, when given.
+    pub uid: Option<u32>,
+    /// Group of everything, when given.
+    pub gid: Option<u32>,
+    /// Permission bits to take from files, when given; else `default_mask` where the disk has none.
+    pub fmask: Option<u16>,
+    /// As `fmask`, for directories.
+    pub dmask: Option<u16>,
+    /// The mask for nodes whose medium has no permissions: the caller's umask.
+    pub default_mask: u16,
+}
+
+impl View {
+    /// What `stat` shows for a node.
+    fn attr(&self, ino: u64, attributes: &Attributes) -> FileAttr {
+        let at = |time: Option<Timestamp>| system_time(time.or(attributes.modified));
+        let modified = at(attributes.modified);
+        FileAttr {
+            ino: INodeNo(ino),
+            size: attributes.size,
+            blocks: attributes.blocks.unwrap_or(attributes.size.div_ceil(512)),
+            atime: at(attributes.accessed),
+            mtime: modified,
+            ctime: at(attributes.changed),
+            crtime: at(attributes.created),
+            kind: file_type(attributes.kind),
+            perm: self.mode(attributes),
+            nlink: attributes.links.unwrap_or(1),
+            uid: self.uid.unwrap_or(self.owner(attributes.uid, self.caller.0)),
+            gid: self.gid.unwrap_or(self.owner(attributes.gid, self.caller.1)),
+            rdev: attributes.device.map_or(0, |(major, minor)| encode_device(major, minor)),
+            blksize: 4096,
+            flags: 0,
+        }
+    }
+
+    fn owner(&self, on_disk: Option<u32>, caller: u32) -> u32 {
+        on_disk.filter(|_| self.owners).unwrap_or(caller)
+    }
+
+    /// Permission bits: the disk's; everything where it has none; in the caller's own view always
+    /// readable, as the caller could read the image's bytes anyway.
+    fn mode(&self, attributes: &Attributes) -> u16 {
+        let directory = attributes.kind == Kind::Directory;
+        let mask = if directory { self.dmask } else { self.fmask };
+        let readable = if directory { 0o500 } else { 0o400 };
+        let mode = match attributes.mode {
+            Some(mode) if self.owners => mode,
+            Some(mode) => mode | readable,
+            None => 0o777 & !self.default_mask | readable,
+        };
+        let writable = if attributes.read_only && !directory { !0o222 } else { 0o7777 };
+        mode & writable & !mask.unwrap_or(0)
+    }
+}
+
+/// A tree behind a mount point.
+pub struct Adapter {
+    tree: Arc<dyn FileSystem>,
+    view: View,
+    /// Whether `open` may be left out: no file needs a handle of its own.
+    without_open: bool,
+    passthrough: AtomicBool,
+    backing: Mutex<HashMap<u64, Backing>>,
+    next_handle: AtomicU64,
+}
+
+/// A host file that the kernel reads by itself, for as long as someone has it open.
+struct Backing {
+    id: Arc<BackingId>,
+    handles: Vec<u64>,
+}
+
+/// Why a callback has no value: already logged.
+type Answer<T> = std::result::Result<T, Errno>;
+
+impl Adapter {
+    /// `may_pass_through`: offer whole host files to the kernel (only root is allowed to).
+    pub fn new(tree: Arc<dyn FileSystem>, view: View, may_pass_through: bool) -> Self {
+        Self {
+            tree,
+            view,
+            without_open: !may_pass_through,
+            passthrough: AtomicBool::new(may_pass_through),
+            backing: Mutex::new(HashMap::new()),
+            next_handle: AtomicU64::new(1),
+        }
+    }
+
+    /// The kernel calls the root 1: the two numbers change places.
+    fn swapped(&self, number: u64) -> u64 {
+        let root = self.tree.root().0;
+        match number {
+            n if n == root => 1,
+            1 => root,
+            n => n,
+        }
+    }
+
+    fn node(&self, ino: INodeNo) -> NodeId {
+        NodeId(self.swapped(ino.0))
+    }
+
+    /// Asks the tree. A failure is logged with operation and node; a panic is a bug of ours, costs
+    /// this request an EIO and nothing else.
+    fn ask<T>(
+        &self,
+        operation: &str,
+        ino: INodeNo,
+        question: impl FnOnce(&dyn FileSystem, NodeId) -> Result<T>,
+    ) -> Answer<T> {
+        let node = self.node(ino);
+        match catch_unwind(AssertUnwindSafe(|| question(self.tree.as_ref(), node))) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => {
+                if errno::is_noteworthy(&error) {
+                    log::warn!("{operation}, node {:#x}: {error}", node.0);
+                }
+                Err(errno::errno(&error))
+            }
+            Err(_) => {
+                log::error!("{operation}, node {:#x}: a bug in imgfs; please report it with the lines above", node.0);
+                Err(Errno::EIO)
+            }
+        }
+    }
+
+    fn attr(&self, operation: &str, ino: INodeNo) -> Answer<FileAttr> {
+        let attributes = self.ask(operation, ino, |tree, node| tree.attributes(node))?;
+        Ok(self.view.attr(ino.0, &attributes))
+    }
+
+    fn attr_of(&self, node: NodeId, attributes: &Attributes) -> FileAttr {
+        self.view.attr(self.swapped(node.0), attributes)
+    }
+
+    fn find(&self, parent: INodeNo, name: &OsStr) -> Answer<Option<FileAttr>> {
+        self.ask("lookup", parent, |tree, dir| {
+            let Some(node) = tree.lookup(dir, name.as_bytes())? else { return Ok(None) };
+            Ok(Some(self.attr_of(node, &tree.attributes(node)?)))
+        })
+    }
+
+    /// Gives the rows of a directory from the kernel's cursor on, `.` and `..` first.
+    fn list(&self, ino: INodeNo, cursor: u64, add: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Answer<()> {
+        self.ask("readdir", ino, |tree, dir| {
+            for (next, name) in (1u64..).zip([b".".as_slice(), b".."]).skip_while(|(next, _)| *next <= cursor) {
+                if !add(DirEntry { node: dir, name: name.into(), kind: Kind::Directory, next }) {
+                    return Ok(());
+                }
+            }
+            tree.read_dir(dir, cursor.saturating_sub(OWN_ROWS), &mut |entry| {
+                let next = entry.next.saturating_add(OWN_ROWS);
+                add(DirEntry { next, ..entry })
+            })
+        })
+    }
+
+    /// The kernel's handle on a host file that is exactly this node, where it gives us one.
+    fn open_backing(&self, ino: INodeNo, reply: &ReplyOpen) -> Option<(FileHandle, Arc<BackingId>)> {
+        if !self.passthrough.load(Ordering::Relaxed) {
+            return None;
+        }
+        let file = self.tree.host_file(self.node(ino))?;
+        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        let mut backing = lock(&self.backing);
+        if let Some(known) = backing.get_mut(&ino.0) {
+            known.handles.push(handle);
+            return Some((FileHandle(handle), known.id.clone()));
+        }
+        match reply.open_backing(file) {
+            Ok(id) => {
+                let id = Arc::new(id);
+                backing.insert(ino.0, Backing { id: id.clone(), handles: vec![handle] });
+                Some((FileHandle(handle), id))
+            }
+            Err(error) => {
+                log::debug!("the kernel does not read the image by itself: {error}");
+                self.passthrough.store(false, Ordering::Relaxed);
+                None
+            }
+        }
+    }
+}
+
+thread_local! {
+    /// One buffer a thread, as large as its largest request so far.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let wanted = [
+            InitFlags::FUSE_ASYNC_READ,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+            InitFlags::FUSE_NO_OPEN_SUPPORT,
+            InitFlags::FUSE_MAX_PAGES,
+        ];
+        for flag in wanted {
+            if config.add_capabilities(flag).is_err() {
+                log::debug!("the kernel does not know {flag:?}");
+            }
+        }
+        if self.passthrough.load(Ordering::Relaxed) {
+            let depth = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).map(|()| config.set_max_stack_depth(1));
+            self.passthrough.store(matches!(depth, Ok(Ok(_))), Ordering::Relaxed);
+        }
+        let largest = config.set_max_readahead(u32::MAX).unwrap_or_else(|largest| largest);
+        log::debug!("readahead of {largest} bytes");
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.find(parent, name) {
+            Ok(Some(attr)) => reply.entry(&FOREVER, &attr, Generation(0)),
+            // Number 0: the kernel remembers that the name is not there.
+            Ok(None) => {
+                let missing = self.view.attr(0, &Attributes::new(Kind::File, 0));
+                reply.entry(&FOREVER, &missing, Generation(0));
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        match self.attr("getattr", ino) {
+            Ok(attr) => reply.attr(&FOREVER, &attr),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.ask("readlink", ino, |tree, node| tree.read_link(node)) {
+            Ok(target) => reply.data(&target),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if self.without_open {
+            return reply.error(Errno::ENOSYS);
+        }
+        match self.open_backing(ino, &reply) {
+            Some((handle, id)) => reply.opened_passthrough(handle, FopenFlags::empty(), &id),
+            None => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
+        }
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        BUFFER.with_borrow_mut(|buffer| {
+            let size = size as usize;
+            if buffer.len() < size {
+                buffer.resize(size, 0);
+            }
+            let part = buffer.get_mut(..size).unwrap_or_default();
+            match self.ask("read", ino, |tree, node| tree.read(node, part, offset)) {
+                Ok(len) => reply.data(part.get(..len).unwrap_or_default()),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        let mut backing = lock(&self.backing);
+        if let Some(known) = backing.get_mut(&ino.0) {
+            known.handles.retain(|handle| *handle != fh.0);
+            if known.handles.is_empty() {
+                backing.remove(&ino.0);
+            }
+        }
+        drop(backing);
+        reply.ok();
+    }
+
+    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        // The kernel does not ask again.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // The kernel goes on without, and keeps the listing.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let listed = self.list(ino, offset, &mut |entry| {
+            let number = INodeNo(self.swapped(entry.node.0));
+            !reply.add(number, entry.next, file_type(entry.kind), OsStr::from_bytes(&entry.name))
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let listed = self.list(ino, offset, &mut |entry| {
+            // A node that cannot be read keeps its name; asking for it again will say why.
+            let (attributes, ttl) = match self.tree.attributes(entry.node) {
+                Ok(attributes) => (attributes, FOREVER),
+                Err(_) => (Attributes::new(entry.kind, 0), Duration::ZERO),
+            };
+            let attr = self.attr_of(entry.node, &attributes);
+            !reply.add(attr.ino, entry.next, OsStr::from_bytes(&entry.name), &ttl, &attr, Generation(0))
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        match self.ask("statfs", ino, |tree, node| Ok(tree.volume(node).unwrap_or_else(|| tree.summary()))) {
+            Ok(s) => reply.statfs(
+                s.total_blocks,
+                s.free_blocks,
+                s.free_blocks,
+                s.total_nodes,
+                s.free_nodes,
+                s.block_size,
+                s.name_max,
+                s.block_size,
+            ),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let value = self.ask("getxattr", ino, |tree, node| tree.xattr(node, name.as_bytes()));
+        send_xattr(value, size, reply);
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let names = self.ask("listxattr", ino, |tree, node| {
+            let mut list = Vec::new();
+            for name in tree.xattrs(node)? {
+                list.extend_from_slice(&name);
+                list.push(0);
+            }
+            Ok(list)
+        });
+        send_xattr(names, size, reply);
+    }
+
+    fn lseek(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let found = self.ask("lseek", ino, |tree, node| seek(tree, node, offset, whence));
+        match found {
+            Ok(Some(at)) => reply.offset(at),
+            Ok(None) => reply.error(Errno::ENXIO),
+            Err(errno) => reply.error(errno),
+        }
+    }
+}
+
+/// `SEEK_DATA` or `SEEK_HOLE`; `None` past the end, or when no data follows.
+fn seek(tree: &dyn FileSystem, node: NodeId, offset: i64, whence: i32) -> Result<Option<i64>> {
+    /// From `linux/fs.h`; the kernel answers the other kinds by itself.
+    const SEEK_DATA: i32 = 3;
+    const SEEK_HOLE: i32 = 4;
+    let want_stored = match whence {
+        SEEK_DATA => true,
+        SEEK_HOLE => false,
+        _ => return Err(Error::Invalid),
+    };
+    let size = tree.attributes(node)?.size;
+    let Some(mut at) = u64::try_from(offset).ok().filter(|at| *at < size) else { return Ok(None) };
+    while at < size {
+        let extent = tree.extent(node, at)?;
+        if extent.stored == want_stored || extent.len == 0 {
+            break;
+        }
+        at = at.saturating_add(extent.len).min(size);
+    }
+    // The end of the file is a hole, and never data.
+    Ok(i64::try_from(at).ok().filter(|_| at < size || !want_stored))
+}
+
+fn send_xattr(value: Answer<Vec<u8>>, size: u32, reply: ReplyXattr) {
+    match value {
+        Ok(value) => match u32::try_from(value.len()) {
+            Ok(len) if size == 0 => reply.size(len),
+            Ok(len) if len <= size => reply.data(&value),
+            _ => reply.error(Errno::ERANGE),
+        },
+        Err(errno) => reply.error(errno),
+    }
+}
+
+fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::File => FileType::RegularFile,
+        Kind::Directory => FileType::Directory,
+        Kind::Symlink => FileType::Symlink,
+        Kind::CharDevice => FileType::CharDevice,
+        Kind::BlockDevice => FileType::BlockDevice,
+        Kind::Fifo => FileType::NamedPipe,
+        Kind::Socket => FileType::Socket,
+    }
+}
+
+/// A device number in the form that the kernel's FUSE takes: minor bits 0-7, major, minor bits 8-19.
+fn encode_device(major: u32, minor: u32) -> u32 {
+    (minor & 0xff) | (major & 0xfff) << 8 | (minor & 0xfff00) << 12
+}
+
+fn system_time(time: Option<Timestamp>) -> SystemTime {
+    let Some(time) = time else { return UNIX_EPOCH };
+    let whole = Duration::from_secs(time.seconds.unsigned_abs());
+    let second = if time.seconds < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
+    let fraction = Duration::from_nanos(u64::from(time.nanoseconds));
+    second.and_then(|second| second.checked_add(fraction)).unwrap_or(UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(owners: bool) -> View {
+        View { caller: (1000, 100), owners, uid: None, gid: None, fmask: None, dmask: None, default_mask: 0o022 }
+    }
+
+    #[test]
+    fn the_caller_owns_and_reads_everything_unless_owners_are_asked_for() {
+        let secret = Attributes { mode: Some(0o000), uid: Some(0), gid: Some(0), ..Attributes::new(Kind::File, 5) };
+        let own = view(false).attr(9, &secret);
+        assert_eq!((own.uid, own.gid, own.perm), (1000, 100, 0o400));
+        let disk = view(true).attr(9, &secret);
+        assert_eq!((disk.uid, disk.gid, disk.perm), (0, 0, 0));
+    }
+
+    #[test]
+    fn masks_and_the_read_only_mark_take_bits_away() {
+        let fat = Attributes { read_only: true, ..Attributes::new(Kind::File, 5) };
+        assert_eq!(view(false).attr(9, &fat).perm, 0o555);
+        let masked = View { fmask: Some(0o177), dmask: Some(0o077), ..view(false) };
+        assert_eq!(masked.attr(9, &Attributes::new(Kind::File, 5)).perm, 0o600);
+        assert_eq!(masked.attr(9, &Attributes::new(Kind::Directory, 0)).perm, 0o700);
+    }
+
+    #[test]
+    fn times_before_1970_keep_their_nanoseconds() {
+        let time = system_time(Some(Timestamp { seconds: -2, nanoseconds: 750_000_000 }));
+        assert_eq!(UNIX_EPOCH.duration_since(time).unwrap(), Duration::from_millis(1250));
+    }
+
+    #[test]
+    fn large_device_numbers_are_encoded_as_the_kernel_does() {
+        assert_eq!(encode_device(8, 1), 0x801);
+        assert_eq!(encode_device(0xabc, 0x12345), 0x123a_bc45);
+    }
+}

@@ -1,0 +1,271 @@
+//! Builds the chain of layers for one image: the only place where they meet.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use crate::container::{self, Opened};
+use crate::device::Device;
+use crate::device::cached::Cached;
+use crate::device::window::Window;
+use crate::error::{Error, Result};
+use crate::filesystem::{self, FileSystem, Summary, Timestamp};
+use crate::forest::{Branch, Forest};
+use crate::volume::{self, Entry, Scan};
+
+/// Bytes that the sector cache keeps unless told otherwise.
+pub const DEFAULT_CACHE_SIZE: u64 = 32 << 20;
+
+/// What a user can say about how an image is opened.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// To the container.
+    pub container: container::Options,
+    /// To the decoders of volumes.
+    pub filesystem: filesystem::Options,
+    /// Bound on the sector cache, bytes.
+    pub cache_size: u64,
+    /// First byte of the container's disk that counts.
+    pub offset: u64,
+    /// Number of bytes that count; to the end when `None`.
+    pub size_limit: Option<u64>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            container: container::Options { cache_size: DEFAULT_CACHE_SIZE, ..container::Options::default() },
+            filesystem: filesystem::Options::default(),
+            cache_size: DEFAULT_CACHE_SIZE,
+            offset: 0,
+            size_limit: None,
+        }
+    }
+}
+
+/// An image with everything in it.
+pub struct Image {
+    /// The container, without its disk.
+    pub container: ContainerFacts,
+    /// The disk, behind the sector cache.
+    pub disk: Arc<Cached>,
+    /// Its partition table, when it has one; the reason, when it could not be read.
+    pub scan: Result<Option<Scan>>,
+    /// The whole disk, its partitions, its boot images.
+    pub parts: Vec<Part>,
+    modified: Option<Timestamp>,
+}
+
+/// What is known of the container.
+pub struct ContainerFacts {
+    /// Name of the format.
+    pub format: &'static str,
+    /// Size of the host file, or of all its pieces that are known.
+    pub file_size: u64,
+    /// For `info`: name, value.
+    pub facts: Vec<(&'static str, String)>,
+    /// What an examiner should know.
+    pub notes: Vec<String>,
+}
+
+/// A range of bytes, and the tree in it.
+pub struct Part {
+    /// `disk`, `p1`, `boot1`.
+    pub name: String,
+    /// First byte on the disk.
+    pub offset: u64,
+    /// Its bytes.
+    pub device: Device,
+    /// The partition table's row.
+    pub entry: Option<Entry>,
+    /// The row runs past the end of the disk.
+    pub clipped: bool,
+    /// What a boot image is.
+    pub what: Option<String>,
+    /// The files.
+    pub tree: Tree,
+}
+
+/// The outcome of looking for a file system.
+pub enum Tree {
+    /// There is one.
+    Open {
+        /// Name of the format.
+        format: &'static str,
+        /// The decoded file system.
+        tree: Arc<dyn FileSystem>,
+        /// Its label, totals and notes.
+        summary: Box<Summary>,
+    },
+    /// No decoder knows it.
+    Unknown,
+    /// A decoder knows it, and could not open it.
+    Broken(Error),
+    /// The disk has partitions instead.
+    Partitioned,
+}
+
+impl Tree {
+    fn open(device: &Device, options: &filesystem::Options) -> Self {
+        Self::from_result(filesystem::open(device, options))
+    }
+
+    fn from_result(result: Result<Option<(&'static str, Arc<dyn FileSystem>)>>) -> Self {
+        match result {
+            Ok(Some((format, tree))) => Self::Open { format, summary: Box::new(tree.summary()), tree },
+            Ok(None) => Self::Unknown,
+            Err(error) => Self::Broken(error),
+        }
+    }
+
+    /// The summary of an open tree.
+    pub fn summary(&self) -> Option<&Summary> {
+        match self {
+            Self::Open { summary, .. } => Some(summary),
+            _ => None,
+        }
+    }
+}
+
+impl Image {
+    /// Opens an image with everything in it. Damage in one part never hides the others.
+    pub fn open(path: &Path, options: &Options) -> Result<Self> {
+        let metadata = std::fs::metadata(path).map_err(|error| Error::io(path.display().to_string(), error))?;
+        let modified = metadata.modified().ok().and_then(timestamp);
+        let Opened { disk, format, facts, notes } = container::open(path, &options.container)?;
+        let disk = Arc::new(Cached::new(windowed(disk, options)?, options.cache_size));
+        let container = ContainerFacts { format, file_size: metadata.len(), facts, notes };
+        let device: Device = disk.clone();
+        let scan = volume::scan(&device);
+        let parts = parts(&device, &scan, &options.filesystem);
+        Ok(Self { container, disk, scan, parts, modified })
+    }
+
+    /// Everything under one root.
+    pub fn forest(&self) -> Forest {
+        let branches: Vec<Branch> = self.parts.iter().map(Part::branch).collect();
+        Forest::new(&branches, self.main_part().map(|part| part.name.as_str()), self.modified)
+    }
+
+    /// The tree that most people want: the only one, or the one with the most bytes in use. A boot
+    /// image only when there is nothing else.
+    pub fn main_part(&self) -> Option<&Part> {
+        let rank = |part: &&Part| {
+            let summary = part.tree.summary()?;
+            let used = summary.total_blocks.saturating_sub(summary.free_blocks);
+            Some((part.what.is_none(), used.saturating_mul(u64::from(summary.block_size))))
+        };
+        let open = self.parts.iter().filter(|part| part.tree.summary().is_some());
+        // The first of equals: a hybrid disc's own tree before the partition that repeats it.
+        open.rev().max_by_key(rank)
+    }
+}
+
+impl Part {
+    fn branch(&self) -> Branch {
+        let summary = self.tree.summary();
+        let entry = self.entry.as_ref();
+        Branch {
+            name: self.name.clone(),
+            device: self.device.clone(),
+            tree: match &self.tree {
+                Tree::Open { tree, .. } => Some(tree.clone()),
+                _ => None,
+            },
+            label: summary.and_then(|s| s.label.clone()).or_else(|| entry.and_then(|e| e.label.clone())),
+            uuid: summary.and_then(|s| s.uuid.clone()),
+        }
+    }
+}
+
+/// `offset=` and `sizelimit=`: the part of the disk that counts.
+fn windowed(disk: Device, options: &Options) -> Result<Device> {
+    if options.offset == 0 && options.size_limit.is_none() {
+        return Ok(disk);
+    }
+    let size = disk.size();
+    let rest = size.checked_sub(options.offset).ok_or(Error::PastEnd { offset: options.offset, len: 0, size })?;
+    Ok(Arc::new(Window::new(disk, options.offset, options.size_limit.unwrap_or(rest))?))
+}
+
+fn parts(disk: &Device, scan: &Result<Option<Scan>>, options: &filesystem::Options) -> Vec<Part> {
+    let table = scan.as_ref().ok().and_then(Option::as_ref);
+    let tree = match table {
+        Some(table) if !table.volumes.is_empty() => {
+            match Tree::from_result(filesystem::open_beside_table(disk, options)) {
+                Tree::Unknown => Tree::Partitioned,
+                tree => tree,
+            }
+        }
+        _ => Tree::open(disk, options),
+    };
+    let whole = |tree| Part {
+        name: "disk".to_owned(),
+        offset: 0,
+        device: disk.clone(),
+        entry: None,
+        clipped: false,
+        what: None,
+        tree,
+    };
+    let mut parts = vec![whole(tree)];
+    for volume in table.iter().flat_map(|table| &table.volumes) {
+        parts.push(Part {
+            name: format!("p{}", volume.entry.slot),
+            offset: volume.entry.start,
+            device: volume.device.clone(),
+            entry: Some(volume.entry.clone()),
+            clipped: volume.clipped,
+            what: None,
+            tree: Tree::open(&volume.device, options),
+        });
+    }
+    let boot = boot_images(&parts, options);
+    parts.extend(boot);
+    parts
+}
+
+/// The images that volumes carry outside their trees. A hybrid disc shows the same catalogue as a
+/// disk and as a partition: each range appears once.
+fn boot_images(parts: &[Part], options: &filesystem::Options) -> Vec<Part> {
+    let mut found: Vec<Part> = Vec::new();
+    for part in parts {
+        let Tree::Open { tree, .. } = &part.tree else { continue };
+        for image in tree.embedded() {
+            let offset = part.offset.saturating_add(image.offset);
+            let known = |other: &Part| other.offset == offset && other.device.size() == image.len;
+            if found.iter().any(known) {
+                continue;
+            }
+            let Ok(window) = Window::new(part.device.clone(), image.offset, image.len) else { continue };
+            let device: Device = Arc::new(window.with_sector_size(512));
+            found.push(Part {
+                name: format!("boot{}", found.len().saturating_add(1)),
+                offset,
+                tree: Tree::open(&device, options),
+                device,
+                entry: None,
+                clipped: false,
+                what: Some(image.what),
+            });
+        }
+    }
+    found
+}
+
+/// A host time; `None` outside the range of 64-bit seconds.
+fn timestamp(time: std::time::SystemTime) -> Option<Timestamp> {
+    let (before, distance) = match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => (false, after),
+        Err(error) => (true, error.duration()),
+    };
+    let seconds = i64::try_from(distance.as_secs()).ok()?;
+    Some(match (before, distance.subsec_nanos()) {
+        (false, nanoseconds) => Timestamp { seconds, nanoseconds },
+        (true, 0) => Timestamp { seconds: seconds.checked_neg()?, nanoseconds: 0 },
+        (true, nanos) => Timestamp {
+            seconds: seconds.checked_neg()?.checked_sub(1)?,
+            nanoseconds: 1_000_000_000u32.checked_sub(nanos)?,
+        },
+    })
+}
