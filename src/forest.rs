@@ -195,11 +195,7 @@ impl FileSystem for Forest {
             Synthetic::Link(target) => {
                 Attributes { mode: Some(0o777), ..Attributes::new(Kind::Symlink, target.len() as u64) }
             }
-            Synthetic::Flat(flat) => Attributes {
-                mode: Some(if flat.device.writer().is_some() { 0o644 } else { 0o444 }),
-                blocks: Some(flat.blocks()),
-                ..Attributes::new(Kind::File, flat.device.size())
-            },
+            Synthetic::Flat(flat) => flat.attributes(),
         };
         attributes.modified = self.modified;
         Ok(attributes)
@@ -237,15 +233,7 @@ impl FileSystem for Forest {
     fn read(&self, file: NodeId, buf: &mut [u8], offset: u64) -> Result<usize> {
         match self.target(file)? {
             Target::Tree(tree, _, own) => tree.read(own, buf, offset),
-            Target::Synthetic(Synthetic::Flat(flat)) => {
-                let rest = flat.device.size().saturating_sub(offset);
-                let len = usize::try_from(rest).unwrap_or(usize::MAX).min(buf.len());
-                let part = buf.get_mut(..len).unwrap_or_default();
-                if !part.is_empty() {
-                    flat.device.read_bulk_at(part, offset)?;
-                }
-                Ok(len)
-            }
+            Target::Synthetic(Synthetic::Flat(flat)) => flat.read(buf, offset),
             Target::Synthetic(Synthetic::Directory(_)) => Err(Error::IsDirectory),
             Target::Synthetic(Synthetic::Link(_)) => Err(Error::Invalid),
         }
@@ -319,9 +307,132 @@ impl FileSystem for Forest {
     }
 }
 
+/// One tree at the root, its names escaped as the forest's are.
+pub struct Escaped {
+    tree: Arc<dyn FileSystem>,
+}
+
+impl Escaped {
+    /// Shows `tree` at the root.
+    pub fn new(tree: Arc<dyn FileSystem>) -> Self {
+        Self { tree }
+    }
+}
+
+impl FileSystem for Escaped {
+    fn root(&self) -> NodeId {
+        self.tree.root()
+    }
+
+    fn attributes(&self, node: NodeId) -> Result<Attributes> {
+        self.tree.attributes(node)
+    }
+
+    fn read_dir(&self, dir: NodeId, cursor: u64, emit: &mut EntrySink<'_>) -> Result<()> {
+        self.tree.read_dir(dir, cursor, &mut |entry| emit(DirEntry { name: escaped(entry.name), ..entry }))
+    }
+
+    fn lookup(&self, dir: NodeId, name: &[u8]) -> Result<Option<NodeId>> {
+        self.tree.lookup(dir, &unescaped(name))
+    }
+
+    fn read(&self, file: NodeId, buf: &mut [u8], offset: u64) -> Result<usize> {
+        self.tree.read(file, buf, offset)
+    }
+
+    fn extent(&self, file: NodeId, offset: u64) -> Result<Extent> {
+        self.tree.extent(file, offset)
+    }
+
+    fn read_link(&self, link: NodeId) -> Result<Vec<u8>> {
+        self.tree.read_link(link)
+    }
+
+    fn xattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
+        self.tree.xattr(node, name)
+    }
+
+    fn xattrs(&self, node: NodeId) -> Result<Vec<Vec<u8>>> {
+        self.tree.xattrs(node)
+    }
+
+    fn summary(&self) -> Summary {
+        self.tree.summary()
+    }
+
+    fn host_file(&self, file: NodeId) -> Option<&File> {
+        self.tree.host_file(file)
+    }
+
+    fn writer(&self) -> Option<&dyn FileSystemWrite> {
+        self.tree.writer()
+    }
+}
+
+/// The flat disk alone: a file system whose root is a file.
+pub struct NakedDisk {
+    flat: Flat,
+}
+
+impl NakedDisk {
+    /// Shows the bytes of `device`.
+    pub fn new(device: Device) -> Self {
+        Self { flat: Flat { device, blocks: OnceLock::new() } }
+    }
+}
+
+impl FileSystem for NakedDisk {
+    fn root(&self) -> NodeId {
+        ROOT
+    }
+
+    fn attributes(&self, _node: NodeId) -> Result<Attributes> {
+        Ok(self.flat.attributes())
+    }
+
+    fn read_dir(&self, _dir: NodeId, _cursor: u64, _emit: &mut EntrySink<'_>) -> Result<()> {
+        Err(Error::NotDirectory)
+    }
+
+    fn read(&self, _file: NodeId, buf: &mut [u8], offset: u64) -> Result<usize> {
+        self.flat.read(buf, offset)
+    }
+
+    fn extent(&self, _file: NodeId, offset: u64) -> Result<Extent> {
+        self.flat.device.extent(offset)
+    }
+
+    fn summary(&self) -> Summary {
+        let total_blocks = self.flat.device.size().div_ceil(512);
+        Summary { block_size: 512, name_max: 255, total_blocks, ..Summary::default() }
+    }
+
+    fn host_file(&self, _file: NodeId) -> Option<&File> {
+        self.flat.host_file()
+    }
+}
+
 impl Flat {
     /// Runs looked at before the rest is taken as stored: a size is not worth a walk of millions.
     const MAX_EXTENTS: u32 = 10_000;
+
+    fn attributes(&self) -> Attributes {
+        Attributes {
+            mode: Some(if self.device.writer().is_some() { 0o644 } else { 0o444 }),
+            blocks: Some(self.blocks()),
+            ..Attributes::new(Kind::File, self.device.size())
+        }
+    }
+
+    fn read(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let rest = self.device.size().saturating_sub(offset);
+        let len = usize::try_from(rest).unwrap_or(usize::MAX).min(buf.len());
+        let part = buf.get_mut(..len).unwrap_or_default();
+        if !part.is_empty() {
+            self.device.read_bulk_at(part, offset)?;
+        }
+        Ok(len)
+    }
 
     fn blocks(&self) -> u64 {
         *self.blocks.get_or_init(|| {

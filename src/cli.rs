@@ -1,0 +1,120 @@
+//! The commands. Each file is one of them; what they share stands in `options`, `target`, `walk`.
+
+mod cat;
+mod cp;
+mod info;
+mod ls;
+mod manifest;
+mod mount;
+mod options;
+mod runtime;
+mod target;
+mod tree;
+mod umount;
+mod walk;
+
+use std::ffi::{OsStr, OsString};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+const EXAMPLES: &str = "\
+  imgfs disk.img mnt           mount: mnt/disk.img are the bytes, mnt/files/ the files
+  imgfs ls disk.img:/files     look inside without mounting
+  imgfs cp -a disk.img:/files out";
+
+/// Mount any disk image without root and without touching it: flat and as a tree.
+#[derive(Parser)]
+#[command(name = "imgfs", version, before_help = EXAMPLES, max_term_width = 100, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Mount an image (`imgfs IMAGE MOUNTPOINT` is the same)
+    Mount(mount::Args),
+    /// Unmount, and return when the daemon is gone
+    Umount(umount::Args),
+    /// Say what an image is, and how that is known
+    Info(info::Args),
+    /// List directories
+    Ls(ls::Args),
+    /// Write files to standard output
+    Cat(cat::Args),
+    /// List a tree as a tree
+    Tree(tree::Args),
+    /// Extract files with times, modes, links and extended attributes
+    Cp(cp::Args),
+    /// One row a node: path, type, size, SHA-256
+    Manifest(manifest::Args),
+}
+
+/// What a command achieved when it did not fail as a whole.
+enum Outcome {
+    /// Everything.
+    Complete,
+    /// The rest: what could not be read was said on standard error.
+    Partial,
+}
+
+/// Runs the command line; errors go to standard error as one chain of causes.
+pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let cli = Cli::parse_from(with_mount(args.collect()));
+    let result = match cli.command {
+        Command::Mount(args) => mount::run(&args),
+        Command::Umount(args) => umount::run(&args),
+        Command::Info(args) => info::run(&args),
+        Command::Ls(args) => ls::run(&args),
+        Command::Cat(args) => cat::run(&args),
+        Command::Tree(args) => tree::run(&args),
+        Command::Cp(args) => cp::run(&args),
+        Command::Manifest(args) => manifest::run(&args),
+    };
+    match result {
+        Ok(Outcome::Complete) => ExitCode::SUCCESS,
+        Ok(Outcome::Partial) => ExitCode::from(1),
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("imgfs: {error:#}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// `imgfs IMAGE MOUNTPOINT` is `imgfs mount IMAGE MOUNTPOINT`: a first word that names no command
+/// is an image.
+fn with_mount(mut args: Vec<OsString>) -> Vec<OsString> {
+    let command = Cli::command();
+    let is_command =
+        |word: &OsStr| word == "help" || command.get_subcommands().any(|known| word == OsStr::new(known.get_name()));
+    let first = args.get(1).map(OsString::as_os_str);
+    let own_flag = |word: &OsStr| ["-h", "--help", "-V", "--version"].iter().any(|flag| word == OsStr::new(flag));
+    if first.is_some_and(|word| !is_command(word) && !own_flag(word)) {
+        args.insert(1, "mount".into());
+    }
+    args
+}
+
+/// The reader of our output went away: not an error of ours.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kind =
+        |cause: &(dyn std::error::Error + 'static)| cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    error.chain().any(|cause| kind(cause) == Some(std::io::ErrorKind::BrokenPipe))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_first_word_that_is_no_command_is_an_image() {
+        let words = |line: &str| with_mount(line.split(' ').map(OsString::from).collect()).join(OsStr::new(" "));
+        assert_eq!(words("imgfs a.img mnt"), "imgfs mount a.img mnt");
+        assert_eq!(words("imgfs -f a.img mnt"), "imgfs mount -f a.img mnt");
+        assert_eq!(words("imgfs ls a.img"), "imgfs ls a.img");
+        assert_eq!(words("imgfs --help"), "imgfs --help");
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,223 @@
+//! `imgfs info`: what an image is, and how that is known.
+
+use std::ffi::OsString;
+use std::io::Write;
+
+use anyhow::Result;
+use imgfs::bytes::Evidence;
+use imgfs::device::BlockDevice;
+use imgfs::filesystem::Summary;
+use imgfs::stack::{Image, Part, Tree};
+use imgfs::text::printable;
+use serde_json::{Value, json};
+
+use super::Outcome;
+use super::target::{ImageArgs, Target};
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// Facts for a program: one object, shape "imgfs-info-1"
+    #[arg(long)]
+    json: bool,
+    /// What the sector cache did while the image was opened
+    #[arg(long)]
+    stats: bool,
+    /// The image
+    #[arg(value_name = "IMAGE")]
+    target: OsString,
+}
+
+pub fn run(args: &Args) -> Result<Outcome> {
+    let target = Target::parse(&args.target)?;
+    anyhow::ensure!(target.path.is_empty(), "info is about a whole image: leave out the path");
+    let image = target.open(&args.image)?;
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        let mut value = describe(&image, &args.target.to_string_lossy());
+        if args.stats {
+            let s = image.disk.statistics();
+            merge(&mut value, json!({ "cache": { "hits": s.hits, "misses": s.misses, "bytes": s.weight } }));
+        }
+        writeln!(out, "{value:#}")?;
+    } else {
+        print(&image, &args.target.to_string_lossy(), &mut out)?;
+        if args.stats {
+            let s = image.disk.statistics();
+            writeln!(out, "sector cache: {} hits, {} misses, {} bytes kept", s.hits, s.misses, s.weight)?;
+        }
+    }
+    Ok(Outcome::Complete)
+}
+
+fn merge(value: &mut Value, more: Value) {
+    if let (Some(object), Value::Object(more)) = (value.as_object_mut(), more) {
+        object.extend(more);
+    }
+}
+
+fn print(image: &Image, name: &str, out: &mut dyn Write) -> Result<()> {
+    let container = &image.container;
+    writeln!(out, "{}: {}, {}", printable(name.as_bytes()), container.format, bytes(image.disk.size()))?;
+    for (name, value) in &container.facts {
+        writeln!(out, "  {name}: {}", printable(value.as_bytes()))?;
+    }
+    notes(&container.notes, out)?;
+    match &image.scan {
+        Ok(None) => {}
+        Ok(Some(scan)) => {
+            let uuid = scan.table.uuid.as_ref().map_or(String::new(), |uuid| format!(", identifier {uuid}"));
+            writeln!(out, "{} partition table, {} rows{uuid}", scan.system.to_uppercase(), scan.table.entries.len())?;
+            evidence(&scan.table.evidence, out)?;
+            notes(&scan.table.notes, out)?;
+        }
+        Err(error) => writeln!(out, "the partition table cannot be read: {error}")?,
+    }
+    for part in &image.parts {
+        print_part(part, out)?;
+    }
+    Ok(())
+}
+
+fn print_part(part: &Part, out: &mut dyn Write) -> Result<()> {
+    write!(out, "{}: {}", part.name, bytes(part.device.size()))?;
+    if part.offset > 0 {
+        write!(out, " from byte {}", part.offset)?;
+    }
+    if let Some(entry) = &part.entry {
+        write!(out, ", type {}", printable(entry.kind.as_bytes()))?;
+        if let Some(label) = &entry.label {
+            write!(out, " \"{}\"", printable(label.as_bytes()))?;
+        }
+    }
+    if let Some(what) = &part.what {
+        write!(out, ", {}", printable(what.as_bytes()))?;
+    }
+    if part.clipped {
+        write!(out, ", clipped: the table says {} bytes", part.entry.as_ref().map_or(0, |entry| entry.len))?;
+    }
+    writeln!(out)?;
+    match &part.tree {
+        Tree::Open { summary, .. } => print_summary(summary, out)?,
+        Tree::Unknown => writeln!(out, "  no file system that imgfs knows: only {}.img", part.name)?,
+        Tree::Broken(error) => writeln!(out, "  no tree: {error}")?,
+        Tree::Partitioned => {}
+    }
+    Ok(())
+}
+
+fn print_summary(summary: &Summary, out: &mut dyn Write) -> Result<()> {
+    write!(out, "  {}", summary.variant)?;
+    if let Some(label) = &summary.label {
+        write!(out, ", label \"{}\"", printable(label.as_bytes()))?;
+    }
+    if let Some(uuid) = &summary.uuid {
+        write!(out, ", UUID {uuid}")?;
+    }
+    let unit = u64::from(summary.block_size);
+    let used = summary.total_blocks.saturating_sub(summary.free_blocks).saturating_mul(unit);
+    writeln!(out, ", {} of {} used, blocks of {unit}", bytes(used), bytes(summary.total_blocks.saturating_mul(unit)))?;
+    evidence(&summary.evidence, out)?;
+    notes(&summary.notes, out)
+}
+
+fn evidence(found: &[Evidence], out: &mut dyn Write) -> Result<()> {
+    for found in found {
+        writeln!(out, "  byte {}: {} = {}", found.offset, found.what, hexadecimal(&found.bytes))?;
+    }
+    Ok(())
+}
+
+fn notes(notes: &[String], out: &mut dyn Write) -> Result<()> {
+    for note in notes {
+        writeln!(out, "  note: {}", printable(note.as_bytes()))?;
+    }
+    Ok(())
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    let digits: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let graphic = bytes.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ');
+    let text = if graphic { format!(" \"{}\"", String::from_utf8_lossy(bytes)) } else { String::new() };
+    format!("{}{text}", digits.join(" "))
+}
+
+/// A number of bytes, exact, and short where it is large.
+fn bytes(count: u64) -> String {
+    let units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    match units.iter().find(|(_, shift)| count >> shift > 0) {
+        Some((unit, shift)) => format!("{count} bytes ({:.1} {unit})", count as f64 / (1u64 << shift) as f64),
+        None => format!("{count} bytes"),
+    }
+}
+
+fn describe(image: &Image, name: &str) -> Value {
+    let facts: Vec<Value> =
+        image.container.facts.iter().map(|(name, value)| json!({ "name": name, "value": value })).collect();
+    let table = match &image.scan {
+        Ok(None) => Value::Null,
+        Ok(Some(scan)) => json!({
+            "type": scan.system,
+            "identifier": scan.table.uuid,
+            "evidence": scan.table.evidence.iter().map(describe_evidence).collect::<Vec<_>>(),
+            "notes": scan.table.notes,
+        }),
+        Err(error) => json!({ "error": error.to_string() }),
+    };
+    json!({
+        "shape": "imgfs-info-1",
+        "image": name,
+        "container": {
+            "format": image.container.format,
+            "file_size": image.container.file_size,
+            "facts": facts,
+            "notes": image.container.notes,
+        },
+        "size": image.disk.size(),
+        "sector_size": image.disk.sector_size(),
+        "partition_table": table,
+        "main": image.main_part().map(|part| &part.name),
+        "parts": image.parts.iter().map(describe_part).collect::<Vec<_>>(),
+    })
+}
+
+fn describe_evidence(evidence: &Evidence) -> Value {
+    let digits: String = evidence.bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    json!({ "offset": evidence.offset, "what": evidence.what, "bytes": digits })
+}
+
+fn describe_part(part: &Part) -> Value {
+    let mut value = json!({ "name": part.name, "offset": part.offset, "size": part.device.size() });
+    if let Some(entry) = &part.entry {
+        merge(
+            &mut value,
+            json!({ "entry": {
+                "slot": entry.slot, "start": entry.start, "size": entry.len, "type": entry.kind,
+                "label": entry.label, "uuid": entry.uuid, "clipped": part.clipped,
+            }}),
+        );
+    }
+    if let Some(what) = &part.what {
+        merge(&mut value, json!({ "what": what }));
+    }
+    let tree = match &part.tree {
+        Tree::Open { format, summary, .. } => json!({
+            "format": format,
+            "variant": summary.variant,
+            "label": summary.label,
+            "uuid": summary.uuid,
+            "block_size": summary.block_size,
+            "total_blocks": summary.total_blocks,
+            "free_blocks": summary.free_blocks,
+            "total_nodes": summary.total_nodes,
+            "free_nodes": summary.free_nodes,
+            "evidence": summary.evidence.iter().map(describe_evidence).collect::<Vec<_>>(),
+            "notes": summary.notes,
+        }),
+        Tree::Broken(error) => json!({ "error": error.to_string() }),
+        Tree::Unknown | Tree::Partitioned => Value::Null,
+    };
+    merge(&mut value, json!({ "tree": tree }));
+    value
+}

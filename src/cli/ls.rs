@@ -1,0 +1,198 @@
+//! `imgfs ls`: directories, as `ls` lists them.
+
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
+
+use anyhow::Result;
+use imgfs::filesystem::{Attributes, FileSystem, Kind, NodeId};
+use imgfs::forest::Forest;
+
+use super::Outcome;
+use super::target::{ImageArgs, Target};
+use super::walk::{self, Row, Step};
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// Mode, links, owner, group, size, time (UTC)
+    #[arg(short)]
+    long: bool,
+    /// Directories below as well
+    #[arg(short = 'R')]
+    recursive: bool,
+    /// Names that start with a dot as well
+    #[arg(short)]
+    all: bool,
+    /// IMAGE, or IMAGE:/path as in the mount
+    #[arg(required = true, value_name = "IMAGE[:/PATH]")]
+    targets: Vec<OsString>,
+}
+
+pub fn run(args: &Args) -> Result<Outcome> {
+    let mut out = std::io::stdout().lock();
+    let mut outcome = Outcome::Complete;
+    for (at, text) in args.targets.iter().enumerate() {
+        let target = Target::parse(text)?;
+        let image = target.open(&args.image)?;
+        let forest = image.forest();
+        let node = target.find(&image, &forest)?;
+        let kind = forest.attributes(node)?.kind;
+        let name = target.name().map(|name| name.into_encoded_bytes()).unwrap_or_default();
+        if args.targets.len() > 1 && kind == Kind::Directory {
+            writeln!(out, "{}{}:", if at > 0 { "\n" } else { "" }, text.display())?;
+        }
+        let mut listing = Listing { args, forest: &forest, out: &mut out, outcome: &mut outcome };
+        let top = Row { node, name, kind };
+        if kind != Kind::Directory {
+            listing.row(&top)?;
+        } else if args.recursive {
+            listing.recursive(top)?;
+        } else {
+            let (rows, failed) = walk::rows(&forest, node);
+            listing.rows(&rows)?;
+            if let Some(error) = failed {
+                listing.fail(text.as_encoded_bytes(), &error);
+            }
+        }
+    }
+    out.flush()?;
+    Ok(outcome)
+}
+
+struct Listing<'a, W> {
+    args: &'a Args,
+    forest: &'a Forest,
+    out: &'a mut W,
+    outcome: &'a mut Outcome,
+}
+
+impl<W: Write> Listing<'_, W> {
+    fn fail(&mut self, path: &[u8], error: &imgfs::error::Error) {
+        eprintln!("imgfs: {}: {error}", imgfs::text::printable(path));
+        *self.outcome = Outcome::Partial;
+    }
+
+    fn rows(&mut self, rows: &[Row]) -> Result<()> {
+        for row in rows.iter().filter(|row| self.args.all || !row.name.starts_with(b".")) {
+            self.row(row)?;
+        }
+        Ok(())
+    }
+
+    fn recursive(&mut self, top: Row) -> Result<()> {
+        let forest = self.forest;
+        let mut first = true;
+        walk::walk(forest, top, b"", &mut |step| {
+            match step {
+                Step::Enter(row, path) => {
+                    if !first {
+                        writeln!(self.out)?;
+                    }
+                    first = false;
+                    self.out.write_all(&shown(if path.is_empty() { b"." } else { path }))?;
+                    writeln!(self.out, ":")?;
+                    self.rows(&walk::rows(forest, row.node).0)?;
+                }
+                Step::Failed(_, path, error) => self.fail(path, &error),
+                Step::Node(..) | Step::Leave(..) => {}
+            }
+            Ok(())
+        })
+    }
+
+    fn row(&mut self, row: &Row) -> Result<()> {
+        if self.args.long {
+            match self.forest.attributes(row.node) {
+                Ok(attributes) => write!(self.out, "{} ", long(&attributes))?,
+                Err(error) => {
+                    self.fail(&row.name, &error);
+                    write!(self.out, "{}????????? ", letter(row.kind))?;
+                }
+            }
+        }
+        self.out.write_all(&shown(&row.name))?;
+        if self.args.long && row.kind == Kind::Symlink {
+            self.out.write_all(b" -> ")?;
+            let target = self.target(row.node);
+            self.out.write_all(&shown(&target))?;
+        }
+        Ok(writeln!(self.out)?)
+    }
+
+    fn target(&mut self, link: NodeId) -> Vec<u8> {
+        self.forest.read_link(link).unwrap_or_else(|error| {
+            self.fail(b"link target", &error);
+            b"?".to_vec()
+        })
+    }
+}
+
+/// A name for standard output: escaped when that is a terminal, its bytes otherwise.
+pub fn shown(name: &[u8]) -> Vec<u8> {
+    if std::io::stdout().is_terminal() { imgfs::text::printable(name).into_bytes() } else { name.to_vec() }
+}
+
+/// Mode, links, owner, group, size or device number, time. What the medium does not record is `-`.
+fn long(attributes: &Attributes) -> String {
+    let or_dash = |value: Option<u32>| value.map_or("-".to_owned(), |value| value.to_string());
+    let size = match attributes.device {
+        Some((major, minor)) => format!("{major}, {minor}"),
+        None => attributes.size.to_string(),
+    };
+    let time = attributes.modified.and_then(|time| jiff::Timestamp::from_second(time.seconds).ok());
+    let time = time.map_or("-".to_owned(), |time| time.strftime("%Y-%m-%d %H:%M").to_string());
+    format!(
+        "{}{} {:>2} {:>5} {:>5} {size:>10} {time:>16}",
+        letter(attributes.kind),
+        permissions(attributes),
+        or_dash(attributes.links),
+        or_dash(attributes.uid),
+        or_dash(attributes.gid),
+    )
+}
+
+fn letter(kind: Kind) -> char {
+    match kind {
+        Kind::File => '-',
+        Kind::Directory => 'd',
+        Kind::Symlink => 'l',
+        Kind::CharDevice => 'c',
+        Kind::BlockDevice => 'b',
+        Kind::Fifo => 'p',
+        Kind::Socket => 's',
+    }
+}
+
+/// `rwxr-xr-x` with the set-id and sticky letters; a medium without permissions shows what it does record.
+fn permissions(attributes: &Attributes) -> String {
+    let Some(mode) = attributes.mode else {
+        return if attributes.read_only { "r--------" } else { "rw-------" }.to_owned();
+    };
+    let mut text = String::with_capacity(9);
+    for (shift, special, set, bare) in [(6, 0o4000, 's', 'S'), (3, 0o2000, 's', 'S'), (0, 0o1000, 't', 'T')] {
+        let bits = mode >> shift;
+        text.push(if bits & 4 != 0 { 'r' } else { '-' });
+        text.push(if bits & 2 != 0 { 'w' } else { '-' });
+        text.push(match (bits & 1 != 0, mode & special != 0) {
+            (true, false) => 'x',
+            (false, false) => '-',
+            (true, true) => set,
+            (false, true) => bare,
+        });
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn set_id_and_sticky_bits_have_the_letters_of_ls() {
+        let show = |mode| permissions(&Attributes { mode: Some(mode), ..Attributes::new(Kind::File, 0) });
+        assert_eq!(show(0o4755), "rwsr-xr-x");
+        assert_eq!(show(0o2644), "rw-r-Sr--");
+        assert_eq!(show(0o1777), "rwxrwxrwt");
+    }
+}

@@ -1,0 +1,260 @@
+//! `imgfs IMAGE MOUNTPOINT`: mounts, and ends with success once the mount answers.
+//!
+//! The daemon is this program, started once more: the first process waits for its word, passes its
+//! errors on, and goes.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use fuser::{Config, MountOption, Session, SessionACL};
+use imgfs::filesystem::FileSystem;
+use imgfs::forest;
+use imgfs::fuse::{Adapter, View};
+use imgfs::stack::{Image, Tree};
+
+use super::Outcome;
+use super::options::{self, MountOptions};
+use super::runtime::{self, Mark};
+use super::target::{ImageArgs, Target};
+use super::{cp, umount};
+
+/// Threads that answer the kernel: one slow request must not hold up the rest.
+const THREADS: usize = 8;
+/// What the daemon says to the process that started it.
+const READY: &str = "ready";
+/// Readahead in KiB that root asks the kernel for; its own default on a FUSE mount is 128.
+const READ_AHEAD_KIB: u32 = 1024;
+
+#[derive(clap::Args)]
+#[command(after_help = options::help())]
+pub struct Args {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// Stay in the foreground
+    #[arg(short, long)]
+    foreground: bool,
+    /// Say what is asked and answered, on standard error; implies -f
+    #[arg(short, long)]
+    debug: bool,
+    /// Write the daemon's process number here
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
+    /// Bound on the sector cache, as -o cache=SIZE
+    #[arg(long, value_name = "SIZE")]
+    cache_size: Option<String>,
+    /// Set by the first process for the second
+    #[arg(long, hide = true)]
+    daemon: bool,
+    /// The image: a file or a block device; IMAGE@@SIZE starts at that byte
+    #[arg(value_name = "IMAGE")]
+    target: std::ffi::OsString,
+    /// A directory; or a file, which becomes the flat disk
+    mountpoint: PathBuf,
+}
+
+pub fn run(args: &Args) -> Result<Outcome> {
+    if !args.foreground && !args.debug && !args.daemon {
+        return start_daemon();
+    }
+    if args.daemon {
+        // Away from the terminal and its signals. Fails only for a process that leads a group already.
+        let _ = rustix::process::setsid();
+    }
+    start_log(args.debug);
+    let mut options = MountOptions::parse(args.image.options.iter().map(String::as_str))?;
+    if let Some(size) = &args.cache_size {
+        options.stack.cache_size = options::size(size).context("--cache-size")?;
+        options.stack.container.cache_size = options.stack.cache_size;
+    }
+    let target = Target::parse(&args.target)?;
+    ensure!(target.path.is_empty(), "a whole image is mounted: leave out the path (-o tree=p1 shows one tree)");
+    let mountpoint = args.mountpoint.canonicalize().with_context(|| explain_missing(&args.mountpoint))?;
+    let image = target.open_with(options.clone())?;
+    report(&image);
+    let tree = tree(&image, &options, &mountpoint)?;
+    let pid_file = args.pid_file.as_ref().map(std::path::absolute).transpose()?;
+    serve(tree, &options, &target.image, &mountpoint, pid_file.as_deref(), args.daemon)?;
+    Ok(Outcome::Complete)
+}
+
+/// Starts this program once more with the same words, and waits until it is ready or has failed.
+fn start_daemon() -> Result<Outcome> {
+    let program = std::env::current_exe().context("finding the program itself")?;
+    let mut words = std::env::args_os().skip(1).peekable();
+    let mut command = Command::new(program);
+    if words.peek().is_some_and(|word| word == "mount") {
+        words.next();
+    }
+    command.arg("mount").arg("--daemon").args(words).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut daemon = command.spawn().context("starting the daemon")?;
+    let mut word = String::new();
+    if let Some(pipe) = daemon.stdout.take() {
+        BufReader::new(pipe).read_line(&mut word)?;
+    }
+    if word.trim_end() == READY {
+        return Ok(Outcome::Complete);
+    }
+    let status = daemon.wait()?;
+    // The daemon has said why on the same standard error.
+    std::process::exit(status.code().filter(|code| *code != 0).unwrap_or(1))
+}
+
+fn start_log(debug: bool) {
+    let level = if debug { "debug" } else { "warn" };
+    let filter = env_logger::Env::new().filter_or("IMGFS_LOG", level);
+    env_logger::Builder::from_env(filter).format_timestamp(None).format_target(false).init();
+}
+
+/// Says what has no tree, and why; the rest mounts.
+fn report(image: &Image) {
+    if let Err(error) = &image.scan {
+        log::warn!("the partition table cannot be read: {error}");
+    }
+    for part in &image.parts {
+        if let Tree::Broken(error) = &part.tree {
+            log::warn!("{} has no tree: {error}; {}.img shows its bytes", part.name, part.name);
+        }
+        for note in part.tree.summary().iter().flat_map(|summary| &summary.notes) {
+            log::info!("{}: {note}", part.name);
+        }
+    }
+}
+
+/// What the mount shows: everything; one tree (`-o tree`); the naked disk, on a file.
+fn tree(image: &Image, options: &MountOptions, mountpoint: &Path) -> Result<Arc<dyn FileSystem>> {
+    if !mountpoint.is_dir() {
+        ensure!(options.tree.is_none(), "{} is a file: a tree needs a directory", mountpoint.display());
+        return Ok(Arc::new(forest::NakedDisk::new(image.disk.clone())));
+    }
+    let Some(wanted) = &options.tree else { return Ok(Arc::new(image.forest())) };
+    let part = match wanted {
+        None => image.main_part(),
+        Some(name) => image.parts.iter().find(|part| part.name == *name),
+    };
+    match (part.map(|part| &part.tree), wanted) {
+        (Some(Tree::Open { tree, .. }), _) => Ok(Arc::new(forest::Escaped::new(tree.clone()))),
+        (Some(Tree::Broken(error)), _) => Err(error.clone()).context("this volume has no tree"),
+        (_, Some(name)) => bail!("there is no tree {name}; `imgfs info` lists what there is"),
+        (_, None) => bail!("no file system that imgfs knows; without -o tree, disk.img shows the bytes"),
+    }
+}
+
+fn serve(
+    tree: Arc<dyn FileSystem>,
+    options: &MountOptions,
+    image: &Path,
+    mountpoint: &Path,
+    pid_file: Option<&Path>,
+    daemon: bool,
+) -> Result<()> {
+    let root = rustix::process::geteuid().is_root();
+    let view = View {
+        caller: (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw()),
+        owners: options.owners.unwrap_or(root),
+        uid: options.uid,
+        gid: options.gid,
+        fmask: options.fmask,
+        dmask: options.dmask,
+        default_mask: cp::umask(),
+    };
+    let adapter = Adapter::new(tree, view, root);
+    let session = Session::new(adapter, mountpoint, &config(options, image))
+        .map_err(|error| explain_refused(error, mountpoint))?;
+    let unmount_on = mountpoint.to_owned();
+    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
+    std::thread::spawn(move || {
+        for _ in signals.forever() {
+            // Whoever still uses the mount keeps what it has open; nobody new comes in.
+            if let Err(error) = umount::unmount(&unmount_on, true) {
+                log::warn!("{error:#}");
+            }
+        }
+    });
+    let (point, image, pid_file) = (mountpoint.to_owned(), image.to_owned(), pid_file.map(Path::to_owned));
+    let ready = std::thread::spawn(move || announce(&point, &image, pid_file.as_deref(), root, daemon));
+    session.run()?;
+    // The mark is kept to the very end: `umount` waits for it.
+    if let Ok(Err(error)) = ready.join().map(|mark| mark.map(drop)) {
+        bail!(error);
+    }
+    Ok(())
+}
+
+fn config(options: &MountOptions, image: &Path) -> Config {
+    // A comma would end the name in the list of options that the kernel and fusermount3 take.
+    let name = image.display().to_string().replace([',', '\\'], "_");
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::FSName(name),
+        MountOption::Subtype("imgfs".to_owned()),
+        MountOption::RO,
+        MountOption::NoSuid,
+        MountOption::NoDev,
+        MountOption::DefaultPermissions,
+    ];
+    config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+    config.n_threads = Some(THREADS);
+    config.clone_fd = true;
+    config
+}
+
+/// Runs beside the session: once the mount answers, says so to whoever waits.
+fn announce(
+    mountpoint: &Path,
+    image: &Path,
+    pid_file: Option<&Path>,
+    root: bool,
+    daemon: bool,
+) -> Result<Option<Mark>> {
+    std::fs::metadata(mountpoint).with_context(|| format!("{} does not answer", mountpoint.display()))?;
+    let mounted = runtime::mounted_at(mountpoint)?;
+    let pid = std::process::id();
+    let mark = mounted.as_ref().and_then(|mounted| {
+        let text = serde_json::json!({ "pid": pid, "image": image, "mountpoint": mountpoint });
+        Mark::set(mounted, &format!("{text}\n")).map_err(|error| log::warn!("umount will not wait: {error:#}")).ok()
+    });
+    if let (true, Some(mounted)) = (root, &mounted) {
+        let setting = format!("/sys/class/bdi/{}/read_ahead_kb", mounted.device.replace('-', ":"));
+        if let Err(error) = std::fs::write(&setting, READ_AHEAD_KIB.to_string()) {
+            log::debug!("{setting}: {error}");
+        }
+    }
+    if let Some(path) = pid_file {
+        std::fs::write(path, format!("{pid}\n")).with_context(|| path.display().to_string())?;
+    }
+    if daemon {
+        let mut out = std::io::stdout();
+        writeln!(out, "{READY}").and_then(|()| out.flush())?;
+        std::env::set_current_dir("/")?;
+        let null = File::options().read(true).write(true).open("/dev/null")?;
+        rustix::stdio::dup2_stdout(null.as_fd())?;
+        rustix::stdio::dup2_stderr(null.as_fd())?;
+    }
+    Ok(mark)
+}
+
+fn explain_missing(mountpoint: &Path) -> String {
+    format!("{} (the mount point has to be there: mkdir it)", mountpoint.display())
+}
+
+/// What to do about a mount that the host refused.
+fn explain_refused(error: std::io::Error, mountpoint: &Path) -> anyhow::Error {
+    let text = error.to_string();
+    let advice = if !Path::new("/dev/fuse").exists() {
+        "/dev/fuse is missing: load the kernel module (modprobe fuse), or give it to this container (--device /dev/fuse)"
+    } else if error.kind() == std::io::ErrorKind::NotFound {
+        "fusermount3 is needed to mount as an ordinary user: install the package fuse3"
+    } else if text.contains("user_allow_other") {
+        "allow_other needs the line user_allow_other in /etc/fuse.conf"
+    } else if error.kind() == std::io::ErrorKind::PermissionDenied || text.contains("not permitted") {
+        "not permitted here: the mount point has to be yours, and a container needs CAP_SYS_ADMIN or fusermount3; ls, cat and cp work without mounting"
+    } else {
+        "the mount was refused"
+    };
+    anyhow::anyhow!("{}: {}: {advice}", mountpoint.display(), text.trim())
+}

@@ -1,0 +1,257 @@
+//! `-o name[=value],...`: one table of names for all commands, spelled as mount(8) and the kernel
+//! spell them.
+
+use anyhow::{Context, Result, bail};
+use imgfs::stack;
+
+/// Everything that `-o` can say.
+#[derive(Debug, Clone, Default)]
+pub struct MountOptions {
+    /// How the image is opened.
+    pub stack: stack::Options,
+    /// `owners`: the disk's owners and permissions; the default for root.
+    pub owners: Option<bool>,
+    /// `allow_other`: every user may look.
+    pub allow_other: bool,
+    /// Owner of all files.
+    pub uid: Option<u32>,
+    /// Group of all files.
+    pub gid: Option<u32>,
+    /// Permission bits to take from files.
+    pub fmask: Option<u16>,
+    /// Permission bits to take from directories.
+    pub dmask: Option<u16>,
+    /// `tree` or `tree=p1`: this tree at the mount point itself.
+    pub tree: Option<Option<String>>,
+}
+
+/// An option, as `--help` and the error for an unknown one know it.
+pub struct Known {
+    /// Its name.
+    pub name: &'static str,
+    /// What its value is; empty when it has none.
+    pub value: &'static str,
+    /// One line for `--help`; empty for a synonym, and for what is accepted and means nothing here.
+    pub help: &'static str,
+}
+
+const fn known(name: &'static str, value: &'static str, help: &'static str) -> Known {
+    Known { name, value, help }
+}
+
+/// Every name that `-o` takes.
+pub const KNOWN: &[Known] = &[
+    known("ro", "", "read-only (always so)"),
+    known("tree", "[pN]", "one tree at the mount point itself: the main one, or the named one"),
+    known("owners", "", "the disk's owners and permissions (the default for root)"),
+    known("noowners", "", "everything belongs to the caller and is readable (the default for others)"),
+    known("uid", "N", "owner of all files"),
+    known("gid", "N", "group of all files"),
+    known("umask", "OCTAL", "permission bits to take away"),
+    known("fmask", "OCTAL", "the same, from files only"),
+    known("dmask", "OCTAL", "the same, from directories only"),
+    known("allow_other", "", "let other users look as well"),
+    known("offset", "SIZE", "first byte of the image that counts (also start=, IMAGE@@SIZE)"),
+    known("start", "SIZE", ""),
+    known("sizelimit", "SIZE", "number of bytes that count (also length=)"),
+    known("length", "SIZE", ""),
+    known("format", "NAME", "the container's format, not to be probed; raw is one"),
+    known("snapshot", "NAME", "an internal snapshot of the container"),
+    known("cache", "SIZE", "bound on the sector cache (default 32M)"),
+    known("codepage", "N", "FAT: code page of short names (default 437)"),
+    known("time_offset", "MINUTES", "FAT: minutes from UTC to the times on the disk"),
+    known("tz", "UTC", "FAT: times on the disk are UTC"),
+    known("norock", "", "ISO 9660: ignore Rock Ridge"),
+    known("nojoliet", "", "ISO 9660: ignore Joliet"),
+    known("session", "N", "ISO 9660: this session, from 0, not the last"),
+    known("sbsector", "N", "ISO 9660: the volume starts at this sector"),
+    known("norecovery", "", "ext: show the state without its journal (also noload)"),
+    known("noload", "", ""),
+];
+
+/// Words of fstab that say nothing to a read-only mount without device files.
+const IGNORED: &[&str] = &[
+    "defaults",
+    "user",
+    "users",
+    "owner",
+    "group",
+    "nofail",
+    "auto",
+    "noauto",
+    "_netdev",
+    "atime",
+    "noatime",
+    "diratime",
+    "nodiratime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "lazytime",
+    "loop",
+    "nosuid",
+    "nodev",
+    "exec",
+    "noexec",
+    "sync",
+    "async",
+    "dirsync",
+    "utf8",
+    "nouser",
+    "nofail",
+];
+
+impl MountOptions {
+    /// Parses the values of all `-o`.
+    pub fn parse<'a>(values: impl IntoIterator<Item = &'a str>) -> Result<Self> {
+        let mut options = Self::default();
+        for word in values.into_iter().flat_map(|value| value.split(',')).filter(|word| !word.is_empty()) {
+            let (name, value) = match word.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (word, None),
+            };
+            options.set(name, value).with_context(|| format!("-o {word}"))?;
+        }
+        Ok(options)
+    }
+
+    fn set(&mut self, name: &str, value: Option<&str>) -> Result<()> {
+        if IGNORED.contains(&name) || name.starts_with("x-") || name.starts_with("comment") {
+            return Ok(());
+        }
+        let Some(known) = KNOWN.iter().find(|known| known.name == name) else { return Err(unknown(name)) };
+        let optional = known.value.starts_with('[');
+        match (known.value.is_empty(), value) {
+            (true, Some(_)) => bail!("{name} takes no value"),
+            (false, None) if !optional => bail!("{name} needs a value: {name}={}", known.value),
+            _ => {}
+        }
+        let text = value.unwrap_or_default();
+        match name {
+            "tree" => self.tree = Some(value.map(str::to_owned)),
+            "owners" => self.owners = Some(true),
+            "noowners" => self.owners = Some(false),
+            "uid" => self.uid = Some(number(text)?),
+            "gid" => self.gid = Some(number(text)?),
+            "umask" => (self.fmask, self.dmask) = (Some(octal(text)?), Some(octal(text)?)),
+            "fmask" => self.fmask = Some(octal(text)?),
+            "dmask" => self.dmask = Some(octal(text)?),
+            "allow_other" => self.allow_other = true,
+            "offset" | "start" => self.stack.offset = size(text)?,
+            "sizelimit" | "length" => self.stack.size_limit = Some(size(text)?),
+            "format" => self.stack.container.format = Some(text.to_owned()),
+            "snapshot" => self.stack.container.snapshot = Some(text.to_owned()),
+            "cache" => {
+                self.stack.cache_size = size(text)?;
+                self.stack.container.cache_size = self.stack.cache_size;
+            }
+            "codepage" => self.stack.filesystem.codepage = Some(number(text)?),
+            "time_offset" => self.stack.filesystem.time_offset = number(text)?,
+            "tz" if text.eq_ignore_ascii_case("utc") => self.stack.filesystem.time_offset = 0,
+            "tz" => bail!("only UTC is known; time_offset= takes any zone, in minutes"),
+            "norock" => self.stack.filesystem.norock = true,
+            "nojoliet" => self.stack.filesystem.nojoliet = true,
+            "session" => self.stack.filesystem.session = Some(number(text)?),
+            "sbsector" => self.stack.filesystem.sbsector = Some(number(text)?),
+            "norecovery" | "noload" => self.stack.filesystem.norecovery = true,
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Refuses a word by name, with the nearest known one.
+fn unknown(name: &str) -> anyhow::Error {
+    match name {
+        "dev" | "suid" => {
+            return anyhow::anyhow!(
+                "refused: device files and set-user-id programs of an image never work through imgfs"
+            );
+        }
+        "rw" => return anyhow::anyhow!("refused: this version of imgfs reads only"),
+        _ => {}
+    }
+    let names = KNOWN.iter().map(|known| known.name).chain(IGNORED.iter().copied());
+    let nearest = names.map(|known| (strsim::damerau_levenshtein(known, name), known)).min();
+    match nearest.filter(|(distance, known)| *distance <= known.len().div_ceil(2)) {
+        Some((_, known)) => anyhow::anyhow!("unknown option; did you mean {known}?"),
+        None => anyhow::anyhow!("unknown option; `imgfs mount --help` lists them"),
+    }
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> Result<T> {
+    text.parse().map_err(|_| anyhow::anyhow!("{text:?} is not a number in range"))
+}
+
+fn octal(text: &str) -> Result<u16> {
+    u16::from_str_radix(text, 8)
+        .ok()
+        .filter(|mask| *mask <= 0o7777)
+        .with_context(|| format!("{text:?} is not an octal mask"))
+}
+
+/// A size in bytes: a number with an optional unit, `s` (sectors of 512) or `K M G T`, powers of 1,024.
+pub fn size(text: &str) -> Result<u64> {
+    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let factor = match unit {
+        "" | "B" => 1,
+        "s" => 512,
+        "K" | "k" | "KiB" => 1 << 10,
+        "M" | "m" | "MiB" => 1 << 20,
+        "G" | "g" | "GiB" => 1 << 30,
+        "T" | "t" | "TiB" => 1u64 << 40,
+        _ => bail!("{text:?}: the units are s (sectors of 512 bytes), K, M, G and T"),
+    };
+    let value = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    value.with_context(|| format!("{text:?} is not a size"))
+}
+
+/// The table of options for `--help`.
+pub fn help() -> String {
+    let mut text = String::from("Options for -o:\n");
+    for known in KNOWN.iter().filter(|known| !known.help.is_empty()) {
+        let equals = if known.value.is_empty() { "" } else { "=" };
+        text.push_str(&format!("  {:<22} {}\n", format!("{}{equals}{}", known.name, known.value), known.help));
+    }
+    text.push_str(
+        "\nSizes take K, M, G, T and s (sectors of 512 bytes). Words of fstab without a meaning here are ignored.",
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_word_is_refused_with_the_nearest_known_one() {
+        let message = |text| format!("{:#}", MountOptions::parse([text]).unwrap_err());
+        assert_eq!(message("norok"), "-o norok: unknown option; did you mean norock?");
+        assert_eq!(message("sesion=1"), "-o sesion=1: unknown option; did you mean session?");
+        assert!(message("suid").contains("never work"));
+        assert!(message("uid").contains("uid=N"));
+        assert!(message("umask=9").contains("octal"));
+    }
+
+    #[test]
+    fn fstab_noise_is_accepted_and_sizes_have_units() {
+        let options = MountOptions::parse(["defaults,noauto,x-gvfs-show,offset=2048s", "length=1M,umask=027"]).unwrap();
+        assert_eq!((options.stack.offset, options.stack.size_limit), (1 << 20, Some(1 << 20)));
+        assert_eq!((options.fmask, options.dmask), (Some(0o027), Some(0o027)));
+        assert_eq!(size("1T").unwrap(), 1 << 40);
+        assert!(size("1Q").is_err() && size("99999999999T").is_err() && size("K").is_err());
+    }
+
+    #[test]
+    fn every_option_of_the_table_is_understood() {
+        for known in KNOWN {
+            let value = match known.value {
+                "" => String::new(),
+                "OCTAL" => "=022".to_owned(),
+                "UTC" => "=UTC".to_owned(),
+                _ => "=1".to_owned(),
+            };
+            MountOptions::parse([format!("{}{value}", known.name).as_str()]).unwrap();
+        }
+    }
+}

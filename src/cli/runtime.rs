@@ -1,0 +1,123 @@
+//! What is mounted: a small file a mount, in the user's runtime folder, locked by its daemon for as
+//! long as that lives.
+
+use std::fs::{File, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use rustix::fs::FlockOperation;
+
+/// A mount as the kernel lists it.
+pub struct Mounted {
+    /// `MAJOR-MINOR` of the mount's device: unique while it is mounted.
+    pub device: String,
+    /// Kind of file system, as mounted.
+    pub kind: String,
+}
+
+/// What the kernel has at a mount point; `None` when nothing is mounted there. Works for a mount
+/// whose daemon is gone, which cannot be looked at otherwise.
+pub fn mounted_at(mountpoint: &Path) -> Result<Option<Mounted>> {
+    let text = std::fs::read("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
+    let wanted = octal_escaped(mountpoint);
+    let mut found = None;
+    for line in text.split(|&byte| byte == b'\n') {
+        let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
+        let separator = fields.iter().position(|field| *field == b"-");
+        let (Some(device), Some(point), Some(kind)) =
+            (fields.get(2), fields.get(4), separator.and_then(|at| fields.get(at + 1)))
+        else {
+            continue;
+        };
+        if *point == wanted.as_slice() {
+            // The last one lies on top.
+            let device = String::from_utf8_lossy(device).replace(':', "-");
+            found = Some(Mounted { device, kind: String::from_utf8_lossy(kind).into_owned() });
+        }
+    }
+    Ok(found)
+}
+
+/// As the kernel writes a path there: space, tab, newline and backslash in octal.
+fn octal_escaped(path: &Path) -> Vec<u8> {
+    let mut out = Vec::new();
+    for &byte in path.as_os_str().as_encoded_bytes() {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\\' => out.extend_from_slice(format!("\\{byte:03o}").as_bytes()),
+            byte => out.push(byte),
+        }
+    }
+    out
+}
+
+/// The absolute path of a mount point, without looking at what is mounted there: its daemon may be gone.
+pub fn absolute(mountpoint: &Path) -> Result<PathBuf> {
+    let plain = std::path::absolute(mountpoint)?;
+    let (Some(parent), Some(name)) = (plain.parent(), plain.file_name()) else { return Ok(plain) };
+    Ok(parent.canonicalize().with_context(|| parent.display().to_string())?.join(name))
+}
+
+/// The folder for the state of this user's mounts, made on first use, closed to others.
+fn folder() -> Result<PathBuf> {
+    let uid = rustix::process::geteuid();
+    let base = match std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !uid.is_root()) {
+        Some(base) if Path::new(&base).is_dir() => PathBuf::from(base).join("imgfs"),
+        _ if uid.is_root() && Path::new("/run").is_dir() => PathBuf::from("/run/imgfs"),
+        _ => std::env::temp_dir().join(format!("imgfs-{}", uid.as_raw())),
+    };
+    match std::fs::create_dir(&base) {
+        Ok(()) => std::fs::set_permissions(&base, Permissions::from_mode(0o700))?,
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error).with_context(|| base.display().to_string()),
+    }
+    let found = std::fs::symlink_metadata(&base)?;
+    let own = found.is_dir() && found.uid() == uid.as_raw() && found.mode() & 0o077 == 0;
+    ensure!(own, "{} is not a folder of this user alone", base.display());
+    Ok(base)
+}
+
+/// The mark of a living daemon; goes away with it.
+pub struct Mark {
+    path: PathBuf,
+    _locked: File,
+}
+
+impl Mark {
+    /// Says that this process serves the mount.
+    pub fn set(mounted: &Mounted, text: &str) -> Result<Self> {
+        let path = folder()?.join(&mounted.device);
+        let mut file =
+            File::options().create(true).append(true).open(&path).with_context(|| path.display().to_string())?;
+        rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+        file.set_len(0)?;
+        file.write_all(text.as_bytes())?;
+        Ok(Self { path, _locked: file })
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        // The lock goes with the file; a file that stays behind says nothing.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// A handle on a mark, to be taken before unmounting: afterwards the mark may be gone.
+pub struct Waiter(Option<File>);
+
+impl Waiter {
+    /// Looks for the mark of a mount.
+    pub fn new(mounted: &Mounted) -> Self {
+        Self(folder().ok().and_then(|folder| File::open(folder.join(&mounted.device)).ok()))
+    }
+
+    /// Returns when the daemon is gone: at once when there was no mark.
+    pub fn wait(self) -> Result<()> {
+        match self.0 {
+            Some(file) => Ok(rustix::fs::flock(&file, FlockOperation::LockShared)?),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! `IMAGE[@@SIZE][:/path]`: what a command is about.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use imgfs::error::Error;
+use imgfs::filesystem::{FileSystem, NodeId};
+use imgfs::forest::Forest;
+use imgfs::stack::{Image, Tree};
+
+use super::options::{self, MountOptions};
+
+/// How an image is named and read: the arguments that every command shares.
+#[derive(clap::Args, Clone)]
+pub struct ImageArgs {
+    /// Options as for mount(8); see `imgfs mount --help`
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    pub options: Vec<String>,
+}
+
+/// An image, and a path in it.
+pub struct Target {
+    /// The host file.
+    pub image: PathBuf,
+    /// From `@@`.
+    offset: Option<u64>,
+    /// Path below the mount's root.
+    pub path: Vec<u8>,
+}
+
+impl Target {
+    /// A name that exists on the host is an image as it is; otherwise the path starts at a `:` in
+    /// front of which an image's name ends.
+    pub fn parse(text: &OsStr) -> Result<Self> {
+        let bytes = text.as_bytes();
+        let colons = bytes.iter().enumerate().filter(|(_, byte)| **byte == b':').map(|(at, _)| at);
+        for end in std::iter::once(bytes.len()).chain(colons.rev()) {
+            let (name, path) = bytes.split_at(end);
+            if let Some((image, offset)) = existing(OsStr::from_bytes(name))? {
+                return Ok(Self { image, offset, path: path.get(1..).unwrap_or_default().to_vec() });
+            }
+        }
+        let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
+        Err(missing).with_context(|| format!("{}", Path::new(text).display()))
+    }
+
+    /// Opens the image.
+    pub fn open(&self, args: &ImageArgs) -> Result<Image> {
+        self.open_with(MountOptions::parse(args.options.iter().map(String::as_str))?)
+    }
+
+    /// Opens the image with options already parsed.
+    pub fn open_with(&self, options: MountOptions) -> Result<Image> {
+        let mut stack = options.stack;
+        stack.offset = self.offset.unwrap_or(stack.offset);
+        Ok(Image::open(&self.image, &stack)?)
+    }
+
+    /// The node at the path. A path that a volume has below its own root is suggested.
+    pub fn find(&self, image: &Image, forest: &Forest) -> Result<NodeId> {
+        let shown = || format!("{}:/{}", self.image.display(), imgfs::text::printable(trimmed(&self.path)));
+        match self.follow(forest) {
+            Err(error @ Error::NotFound) => Err(error).with_context(|| match self.suggestion(image) {
+                Some(name) => {
+                    format!("{} (did you mean /{name}/{}?)", shown(), imgfs::text::printable(trimmed(&self.path)))
+                }
+                None => shown(),
+            }),
+            other => other.with_context(shown),
+        }
+    }
+
+    /// The links that the forest itself makes (`files`, `by-label/…`) are followed; the medium's are not.
+    fn follow(&self, forest: &Forest) -> imgfs::error::Result<NodeId> {
+        let mut names = self.path.split(|&byte| byte == b'/').filter(|name| !name.is_empty());
+        let mut path: Vec<u8> = Vec::new();
+        let depth = if trimmed(&self.path).starts_with(b"by-") { 2 } else { 1 };
+        for name in names.by_ref().take(depth) {
+            path.push(b'/');
+            path.extend_from_slice(name);
+        }
+        if let Ok(link) = forest.find(&path).and_then(|node| forest.read_link(node)) {
+            path = link.strip_prefix(b"../").unwrap_or(&link).to_vec();
+        }
+        for name in names {
+            path.push(b'/');
+            path.extend_from_slice(name);
+        }
+        forest.find(&path)
+    }
+
+    /// The first volume that has the path below its root.
+    fn suggestion<'a>(&self, image: &'a Image) -> Option<&'a str> {
+        let has = |tree: &Tree| match tree {
+            Tree::Open { tree, .. } => imgfs::forest::find(tree.as_ref(), &self.path).is_ok(),
+            _ => false,
+        };
+        image.parts.iter().find(|part| has(&part.tree)).map(|part| part.name.as_str())
+    }
+
+    /// Last name of the path; `None` for the root.
+    pub fn name(&self) -> Option<OsString> {
+        let name = self.path.split(|&byte| byte == b'/').rfind(|name| !name.is_empty() && *name != b".")?;
+        Some(OsString::from_vec(name.to_vec()))
+    }
+}
+
+/// A path without slashes at its ends.
+pub fn trimmed(path: &[u8]) -> &[u8] {
+    let start = path.iter().position(|&byte| byte != b'/').unwrap_or(path.len());
+    let end = path.iter().rposition(|&byte| byte != b'/').map_or(start, |last| last + 1);
+    path.get(start..end).unwrap_or_default()
+}
+
+/// The image of that name, when there is one; `NAME@@SIZE` starts at that byte.
+fn existing(name: &OsStr) -> Result<Option<(PathBuf, Option<u64>)>> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    if Path::new(name).exists() {
+        return Ok(Some((name.into(), None)));
+    }
+    let bytes = name.as_bytes();
+    let Some(at) = bytes.windows(2).rposition(|pair| pair == b"@@") else { return Ok(None) };
+    let (image, size) = bytes.split_at(at);
+    let image = Path::new(OsStr::from_bytes(image));
+    if !image.exists() {
+        return Ok(None);
+    }
+    let size = size.get(2..).and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default();
+    let offset = options::size(size).with_context(|| format!("{}", Path::new(name).display()))?;
+    Ok(Some((image.to_owned(), Some(offset))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_colon_in_a_file_name_is_part_of_the_name() {
+        let folder = std::env::temp_dir().join(format!("imgfs-target-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let image = folder.join("a:b@@c.img");
+        std::fs::write(&image, b"x").unwrap();
+        let parse = |suffix: &str| Target::parse(OsStr::new(&format!("{}{suffix}", image.display())));
+        let target = parse("@@1K:/x:y/z").unwrap();
+        assert_eq!((target.image, target.offset, target.path), (image.clone(), Some(1024), b"/x:y/z".to_vec()));
+        assert_eq!(parse("").unwrap().path, b"");
+        assert!(parse("?").is_err());
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}

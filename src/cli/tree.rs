@@ -1,0 +1,87 @@
+//! `imgfs tree`: everything below a directory, drawn.
+
+use std::ffi::OsString;
+use std::io::Write;
+
+use anyhow::Result;
+use imgfs::filesystem::{FileSystem, Kind};
+use imgfs::forest::Forest;
+
+use super::Outcome;
+use super::ls::shown;
+use super::target::{ImageArgs, Target};
+use super::walk;
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// At most this many levels
+    #[arg(short = 'L', value_name = "LEVELS", default_value_t = 256)]
+    levels: usize,
+    /// IMAGE, or IMAGE:/path as in the mount
+    #[arg(value_name = "IMAGE[:/PATH]")]
+    target: OsString,
+}
+
+pub fn run(args: &Args) -> Result<Outcome> {
+    let target = Target::parse(&args.target)?;
+    let image = target.open(&args.image)?;
+    let forest = image.forest();
+    let node = target.find(&image, &forest)?;
+    let mut out = std::io::stdout().lock();
+    out.write_all(&shown(args.target.as_encoded_bytes()))?;
+    writeln!(out)?;
+    let mut drawing =
+        Drawing { forest: &forest, levels: args.levels, directories: 0, files: 0, outcome: Outcome::Complete };
+    drawing.below(&mut vec![node], "", &mut out)?;
+    writeln!(out, "\n{} directories, {} files", drawing.directories, drawing.files)?;
+    Ok(drawing.outcome)
+}
+
+struct Drawing<'a> {
+    forest: &'a Forest,
+    levels: usize,
+    directories: u64,
+    files: u64,
+    outcome: Outcome,
+}
+
+impl Drawing<'_> {
+    /// `above` are the directories from the top to the one that is drawn: as deep as `levels` allows.
+    fn below(&mut self, above: &mut Vec<imgfs::filesystem::NodeId>, indent: &str, out: &mut dyn Write) -> Result<()> {
+        let Some(dir) = above.last().copied() else { return Ok(()) };
+        let (rows, failed) = walk::rows(self.forest, dir);
+        let last = rows.len();
+        for (row, at) in rows.iter().zip(1..) {
+            let is_last = at == last && failed.is_none();
+            write!(out, "{indent}{}", if is_last { "└── " } else { "├── " })?;
+            out.write_all(&shown(&row.name))?;
+            if row.kind == Kind::Symlink {
+                let target = self.forest.read_link(row.node);
+                out.write_all(b" -> ")?;
+                out.write_all(&target.map_or_else(|error| format!("[{error}]").into_bytes(), |target| shown(&target)))?;
+            }
+            writeln!(out)?;
+            if row.kind != Kind::Directory {
+                self.files += 1;
+                continue;
+            }
+            self.directories += 1;
+            let deeper = format!("{indent}{}", if is_last { "    " } else { "│   " });
+            if above.contains(&row.node) {
+                writeln!(out, "{deeper}[a directory that contains itself]")?;
+                self.outcome = Outcome::Partial;
+            } else if above.len() < self.levels {
+                above.push(row.node);
+                self.below(above, &deeper, out)?;
+                above.pop();
+            }
+        }
+        if let Some(error) = failed {
+            writeln!(out, "{indent}└── [{error}]")?;
+            self.outcome = Outcome::Partial;
+        }
+        Ok(())
+    }
+}
