@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 const EXAMPLES: &str = "\
+Examples:
   imgfs disk.img mnt           mount: mnt/disk.img are the bytes, mnt/files/ the files
   imgfs ls disk.img:/files     look inside without mounting
   imgfs cp -a disk.img:/files out";

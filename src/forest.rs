@@ -372,12 +372,13 @@ impl FileSystem for Escaped {
 /// The flat disk alone: a file system whose root is a file.
 pub struct NakedDisk {
     flat: Flat,
+    modified: Option<Timestamp>,
 }
 
 impl NakedDisk {
-    /// Shows the bytes of `device`.
-    pub fn new(device: Device) -> Self {
-        Self { flat: Flat { device, blocks: OnceLock::new() } }
+    /// Shows the bytes of `device`; `modified` is its time.
+    pub fn new(device: Device, modified: Option<Timestamp>) -> Self {
+        Self { flat: Flat { device, blocks: OnceLock::new() }, modified }
     }
 }
 
@@ -387,7 +388,7 @@ impl FileSystem for NakedDisk {
     }
 
     fn attributes(&self, _node: NodeId) -> Result<Attributes> {
-        Ok(self.flat.attributes())
+        Ok(Attributes { modified: self.modified, ..self.flat.attributes() })
     }
 
     fn read_dir(&self, _dir: NodeId, _cursor: u64, _emit: &mut EntrySink<'_>) -> Result<()> {

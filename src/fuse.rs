@@ -6,6 +6,7 @@
 //! and link targets are kept. A flat file that *is* a file of the host is handed to the kernel
 //! whole (passthrough), where the kernel allows it.
 
+pub mod attach;
 pub mod errno;
 
 use std::cell::RefCell;

@@ -10,7 +10,7 @@ use crate::device::cached::Cached;
 use crate::device::window::Window;
 use crate::error::{Error, Result};
 use crate::filesystem::{self, FileSystem, Summary, Timestamp};
-use crate::forest::{Branch, Forest};
+use crate::forest::{Branch, Forest, NakedDisk};
 use crate::volume::{self, Entry, Scan};
 
 /// Bytes that the sector cache keeps unless told otherwise.
@@ -145,6 +145,11 @@ impl Image {
     pub fn forest(&self) -> Forest {
         let branches: Vec<Branch> = self.parts.iter().map(Part::branch).collect();
         Forest::new(&branches, self.main_part().map(|part| part.name.as_str()), self.modified)
+    }
+
+    /// The bytes of the disk as the only file there is.
+    pub fn naked(&self) -> NakedDisk {
+        NakedDisk::new(self.disk.clone(), self.modified)
     }
 
     /// The tree that most people want: the only one, or the one with the most bytes in use. A boot

@@ -11,9 +11,10 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use fuser::{Config, MountOption, Session, SessionACL};
+use fuser::{Config, Session, SessionACL};
 use imgfs::filesystem::FileSystem;
-use imgfs::forest;
+use imgfs::forest::Escaped;
+use imgfs::fuse::attach::{Request, attach};
 use imgfs::fuse::{Adapter, View};
 use imgfs::stack::{Image, Tree};
 
@@ -129,7 +130,7 @@ fn report(image: &Image) {
 fn tree(image: &Image, options: &MountOptions, mountpoint: &Path) -> Result<Arc<dyn FileSystem>> {
     if !mountpoint.is_dir() {
         ensure!(options.tree.is_none(), "{} is a file: a tree needs a directory", mountpoint.display());
-        return Ok(Arc::new(forest::NakedDisk::new(image.disk.clone())));
+        return Ok(Arc::new(image.naked()));
     }
     let Some(wanted) = &options.tree else { return Ok(Arc::new(image.forest())) };
     let part = match wanted {
@@ -137,7 +138,7 @@ fn tree(image: &Image, options: &MountOptions, mountpoint: &Path) -> Result<Arc<
         Some(name) => image.parts.iter().find(|part| part.name == *name),
     };
     match (part.map(|part| &part.tree), wanted) {
-        (Some(Tree::Open { tree, .. }), _) => Ok(Arc::new(forest::Escaped::new(tree.clone()))),
+        (Some(Tree::Open { tree, .. }), _) => Ok(Arc::new(Escaped::new(tree.clone()))),
         (Some(Tree::Broken(error)), _) => Err(error.clone()).context("this volume has no tree"),
         (_, Some(name)) => bail!("there is no tree {name}; `imgfs info` lists what there is"),
         (_, None) => bail!("no file system that imgfs knows; without -o tree, disk.img shows the bytes"),
@@ -163,8 +164,13 @@ fn serve(
         default_mask: cp::umask(),
     };
     let adapter = Adapter::new(tree, view, root);
-    let session = Session::new(adapter, mountpoint, &config(options, image))
-        .map_err(|error| explain_refused(error, mountpoint))?;
+    let request = Request { mountpoint, source: image, allow_other: options.allow_other, read_only: true };
+    let connection = attach(request).map_err(|error| explain_refused(error, mountpoint))?;
+    let config = config(options);
+    let session = Session::from_fd(adapter, connection, config.acl, config).inspect_err(|_| {
+        // Nothing answers there: an empty mount would only be in the way.
+        let _ = umount::unmount(mountpoint, true);
+    })?;
     let unmount_on = mountpoint.to_owned();
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
     std::thread::spawn(move || {
@@ -185,18 +191,8 @@ fn serve(
     Ok(())
 }
 
-fn config(options: &MountOptions, image: &Path) -> Config {
-    // A comma would end the name in the list of options that the kernel and fusermount3 take.
-    let name = image.display().to_string().replace([',', '\\'], "_");
+fn config(options: &MountOptions) -> Config {
     let mut config = Config::default();
-    config.mount_options = vec![
-        MountOption::FSName(name),
-        MountOption::Subtype("imgfs".to_owned()),
-        MountOption::RO,
-        MountOption::NoSuid,
-        MountOption::NoDev,
-        MountOption::DefaultPermissions,
-    ];
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(THREADS);
     config.clone_fd = true;
@@ -247,6 +243,8 @@ fn explain_refused(error: std::io::Error, mountpoint: &Path) -> anyhow::Error {
     let text = error.to_string();
     let advice = if !Path::new("/dev/fuse").exists() {
         "/dev/fuse is missing: load the kernel module (modprobe fuse), or give it to this container (--device /dev/fuse)"
+    } else if text.contains("open /dev/fuse") {
+        "users may not open /dev/fuse on this host: udev's rule is `chmod 666 /dev/fuse`"
     } else if error.kind() == std::io::ErrorKind::NotFound {
         "fusermount3 is needed to mount as an ordinary user: install the package fuse3"
     } else if text.contains("user_allow_other") {

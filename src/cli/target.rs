@@ -126,10 +126,11 @@ fn existing(name: &OsStr) -> Result<Option<(PathBuf, Option<u64>)>> {
     let Some(at) = bytes.windows(2).rposition(|pair| pair == b"@@") else { return Ok(None) };
     let (image, size) = bytes.split_at(at);
     let image = Path::new(OsStr::from_bytes(image));
-    if !image.exists() {
+    let size = size.get(2..).and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default();
+    // With a colon in it, this is the path as well: a shorter name comes next.
+    if !image.exists() || size.contains(':') {
         return Ok(None);
     }
-    let size = size.get(2..).and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default();
     let offset = options::size(size).with_context(|| format!("{}", Path::new(name).display()))?;
     Ok(Some((image.to_owned(), Some(offset))))
 }
