@@ -4,8 +4,11 @@
 //! the disk, once, and what comes out as a [`Volume`] can be read without a further check.
 
 pub mod apm;
+pub mod atari;
+pub mod bsd;
 pub mod gpt;
 pub mod mbr;
+pub mod sun;
 
 use std::sync::Arc;
 
@@ -82,10 +85,11 @@ pub struct VolumeSystem {
     pub table: fn(&Device) -> Result<Table>,
 }
 
-/// In probe order. GPT before MBR: a GPT disk carries a protective MBR. APM before MBR: some hybrid discs
-/// have both, with an MBR that only covers the disc as a whole. Where the MBR does divide the disk, both
-/// stand back (GPT unless a row protects it), as in Linux; see `mbr::Record::divides`.
-pub const SYSTEMS: &[VolumeSystem] = &[gpt::SYSTEM, apm::SYSTEM, mbr::SYSTEM];
+/// In probe order. GPT before MBR: a GPT disk carries a protective MBR. APM and BSD before MBR: hybrid
+/// discs and BSD disks have both, with an MBR that only covers the disk as a whole. Where the MBR does
+/// divide the disk, all of these stand back (GPT unless a row protects it), as in Linux; see
+/// `mbr::Record::divides`. Atari last: it has no magic number.
+pub const SYSTEMS: &[VolumeSystem] = &[gpt::SYSTEM, sun::SYSTEM, apm::SYSTEM, bsd::SYSTEM, mbr::SYSTEM, atari::SYSTEM];
 
 /// Reads the disk's partition table; `None` when it has none.
 pub fn scan(disk: &Device) -> Result<Option<Scan>> {
