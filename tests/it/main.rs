@@ -1,0 +1,3 @@
+//! Tests that need other tools: what they made is read here, and what they say is compared.
+
+mod volumes;
