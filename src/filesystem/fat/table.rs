@@ -1,0 +1,332 @@
+//! The file allocation table: for each cluster the next one of its chain.
+//!
+//! ```text
+//!   entry       0        1          2..          free 0 | next cluster | bad ..F7 | end ..F8 to ..FF
+//!   FAT12       media    end mark   ...          two entries in three bytes, low nibble first
+//! ```
+//! The table is read in pieces, so that a chain of a million clusters costs a few hundred reads of
+//! the device. A chain is kept as runs of neighbouring clusters.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::geometry::{Geometry, Width, corrupt};
+use crate::cache::Cache;
+use crate::device::mapped::{Mapping, Place, RunList, read_runs};
+use crate::device::{BlockDevice, Device};
+use crate::error::{Error, Result};
+
+/// Bytes of table that are read at once. All of a FAT12 table is in the first piece, so that no
+/// entry lies across two.
+pub(super) const PIECE: u64 = 32 << 10;
+/// Bound on the pieces that are kept, in bytes.
+const KEPT_PIECES: u64 = 8 << 20;
+
+/// The clusters of one file or directory.
+#[derive(Debug, Clone)]
+pub(super) struct Chain {
+    /// Where the bytes are, from 0 to `len`.
+    pub runs: RunList,
+    /// Bytes up to the end of the chain, or to where it is broken.
+    pub len: u64,
+    /// The last cluster; 0 when there is none.
+    pub last: u32,
+    /// Where the chain ends.
+    pub end: End,
+}
+
+/// How a chain ends.
+#[derive(Debug, Clone)]
+pub(super) enum End {
+    /// With an end mark; the byte position of that table entry (of the directory entry in an
+    /// empty chain).
+    Mark(u64),
+    /// With something that is not a cluster of this chain.
+    Broken(Error),
+}
+
+impl Chain {
+    /// A chain of one run: a fixed root directory, or nothing.
+    pub fn fixed(offset: u64, len: u64) -> Self {
+        let mut runs = RunList::new(u64::MAX);
+        let fits = runs.push(0, offset, len);
+        Self { runs, len: if fits { len } else { 0 }, last: 0, end: End::Mark(offset) }
+    }
+
+    /// The error of whoever reads past the end of the chain, but not of the file.
+    pub fn end_error(&self) -> Error {
+        match &self.end {
+            End::Broken(error) => error.clone(),
+            End::Mark(at) => corrupt("cluster chain (shorter than its file)", *at),
+        }
+    }
+
+    /// Fills `buf` with the bytes from `offset`; an error when any of them lies past the chain.
+    pub fn read(&self, device: &dyn BlockDevice, buf: &mut [u8], offset: u64) -> Result<()> {
+        if offset.checked_add(buf.len() as u64).is_none_or(|end| end > self.len) {
+            return Err(self.end_error());
+        }
+        read_runs(&self.runs, device, buf, offset)
+    }
+
+    /// The byte of the volume at `offset` of the chain, and how many follow it there.
+    pub fn place(&self, offset: u64) -> Option<(u64, u64)> {
+        let left = self.len.checked_sub(offset).filter(|&left| left > 0)?;
+        match self.runs.map(offset).ok()? {
+            run if run.len == 0 => None,
+            run => match run.place {
+                Place::At(at) => Some((at, run.len.min(left))),
+                _ => None,
+            },
+        }
+    }
+
+    /// Weight in a cache.
+    pub fn weight(&self) -> u64 {
+        self.runs.weight().saturating_add(64)
+    }
+}
+
+/// What an entry of the table says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Link {
+    /// No file has the cluster.
+    Free,
+    /// The next cluster; it exists.
+    Next(u32),
+    /// The last cluster of a chain.
+    End,
+    /// Marked bad, reserved, or a number that no cluster has.
+    Other(u32),
+}
+
+/// A piece of the table that differs from the disk.
+pub(super) struct Changed {
+    /// The whole piece.
+    pub bytes: Arc<Vec<u8>>,
+    /// The bytes from here on differ ...
+    pub from: usize,
+    /// ... to here.
+    pub to: usize,
+}
+
+/// Pieces that differ from the disk, by number.
+pub(super) type Changes = std::collections::BTreeMap<u64, Changed>;
+
+/// The table in use.
+pub(super) struct Table {
+    device: Device,
+    geometry: Arc<Geometry>,
+    pieces: Cache<u64, Arc<Vec<u8>>>,
+}
+
+impl Table {
+    pub fn new(device: Device, geometry: Arc<Geometry>) -> Self {
+        Self { device, geometry, pieces: Cache::new(KEPT_PIECES) }
+    }
+
+    /// Bytes of the table that have entries of clusters.
+    pub fn used_len(&self) -> u64 {
+        let entries = u64::from(self.geometry.cluster_count).saturating_add(2);
+        match self.geometry.width {
+            Width::Fat12 => entries.saturating_mul(3).div_ceil(2),
+            Width::Fat16 => entries.saturating_mul(2),
+            Width::Fat32 => entries.saturating_mul(4),
+        }
+    }
+
+    /// Where an entry starts in the table, in bytes.
+    fn entry_offset(&self, cluster: u32) -> u64 {
+        let cluster = u64::from(cluster);
+        match self.geometry.width {
+            Width::Fat12 => cluster.saturating_mul(3) / 2,
+            Width::Fat16 => cluster.saturating_mul(2),
+            Width::Fat32 => cluster.saturating_mul(4),
+        }
+    }
+
+    /// Byte position on the volume of a cluster's entry.
+    pub fn entry_at(&self, cluster: u32) -> u64 {
+        self.geometry.table_start(self.geometry.first_table()).saturating_add(self.entry_offset(cluster))
+    }
+
+    /// A piece as it stands now.
+    pub fn piece(&self, changes: &Changes, number: u64) -> Result<Arc<Vec<u8>>> {
+        if let Some(changed) = changes.get(&number) {
+            return Ok(changed.bytes.clone());
+        }
+        self.pieces.get_or_make(&number, || {
+            let bytes = self.read_piece(number)?;
+            let weight = bytes.len() as u64;
+            Ok((Arc::new(bytes), weight))
+        })
+    }
+
+    /// A piece was written back: what was kept of it is old.
+    pub fn replace(&self, number: u64, bytes: Arc<Vec<u8>>) {
+        let weight = bytes.len() as u64;
+        self.pieces.insert(number, bytes, weight);
+    }
+
+    /// Reads a piece from the table in use, or from another copy where the medium fails.
+    fn read_piece(&self, number: u64) -> Result<Vec<u8>> {
+        let start = number.saturating_mul(PIECE);
+        let len = self.used_len().saturating_sub(start).min(PIECE);
+        let read = |index: u32| {
+            let at = self.geometry.table_start(index).saturating_add(start);
+            // An image that ends inside the table still has the entries before that.
+            let there = self.device.size().saturating_sub(at).min(len);
+            let mut bytes = vec![0; usize::try_from(there).map_err(|_| Error::Invalid)?];
+            if bytes.is_empty() {
+                return Err(Error::PastEnd { offset: at, len, size: self.device.size() });
+            }
+            self.device.read_bulk_at(&mut bytes, at)?;
+            Ok(bytes)
+        };
+        let first = read(self.geometry.first_table());
+        if self.geometry.active_table.is_some() {
+            return first;
+        }
+        (1..self.geometry.table_count).fold(first, |result, copy| match result {
+            Err(Error::Io { .. }) => read(copy),
+            other => other,
+        })
+    }
+
+    /// The number in an entry, and whether the piece has it at all.
+    pub fn number(&self, piece: &[u8], cluster: u32) -> Option<u32> {
+        let start = usize::try_from(self.entry_offset(cluster) % PIECE).ok()?;
+        let bytes = piece.get(start..)?;
+        match (self.geometry.width, bytes) {
+            (Width::Fat12, [low, high, ..]) => {
+                let pair = u32::from(u16::from_le_bytes([*low, *high]));
+                Some(if cluster % 2 == 0 { pair & 0xfff } else { pair >> 4 })
+            }
+            (Width::Fat16, [low, high, ..]) => Some(u32::from(u16::from_le_bytes([*low, *high]))),
+            (Width::Fat32, [a, b, c, d, ..]) => Some(u32::from_le_bytes([*a, *b, *c, *d]) & 0x0fff_ffff),
+            _ => None,
+        }
+    }
+
+    /// Number of the piece that has an entry.
+    pub fn piece_of(&self, cluster: u32) -> u64 {
+        self.entry_offset(cluster) / PIECE
+    }
+
+    /// What the number in an entry means.
+    pub fn link(&self, number: u32) -> Link {
+        let end = match self.geometry.width {
+            Width::Fat12 => 0xff8,
+            Width::Fat16 => 0xfff8,
+            Width::Fat32 => 0x0fff_fff8,
+        };
+        match number {
+            0 => Link::Free,
+            _ if number >= end => Link::End,
+            _ if self.geometry.cluster_offset(number).is_some() => Link::Next(number),
+            _ => Link::Other(number),
+        }
+    }
+
+    /// The chain that starts at a cluster, up to its end or to where it is broken.
+    pub fn chain(&self, changes: &Changes, first: u32) -> Result<Chain> {
+        let size = u64::from(self.geometry.cluster_size);
+        let mut chain = Chain { runs: RunList::new(u64::MAX), len: 0, last: 0, end: End::Mark(0) };
+        let mut kept: Option<(u64, Arc<Vec<u8>>)> = None;
+        // Brent's search for a loop: `marked` is the cluster of the last step that was a power of two.
+        let (mut cluster, mut marked, mut steps) = (first, 0, 0u64);
+        loop {
+            let at = self.entry_at(if chain.last == 0 { cluster } else { chain.last });
+            let broken = |what| End::Broken(corrupt(what, at));
+            let Some(offset) = self.geometry.cluster_offset(cluster) else {
+                chain.end = broken("cluster chain (a number that no cluster has)");
+                return Ok(chain);
+            };
+            if cluster == marked {
+                return self.before_loop(changes, first);
+            }
+            if !chain.runs.push(chain.len, offset, size) {
+                chain.end = broken("cluster chain");
+                return Ok(chain);
+            }
+            chain.len = chain.len.saturating_add(size);
+            chain.last = cluster;
+            steps = steps.saturating_add(1);
+            if steps.is_power_of_two() {
+                marked = cluster;
+            }
+            let at = self.entry_at(cluster);
+            let wanted = self.piece_of(cluster);
+            if kept.as_ref().is_none_or(|(number, _)| *number != wanted) {
+                match self.piece(changes, wanted) {
+                    Ok(piece) => kept = Some((wanted, piece)),
+                    Err(error) => {
+                        chain.end = End::Broken(error);
+                        return Ok(chain);
+                    }
+                }
+            }
+            let number = kept.as_ref().and_then(|(_, piece)| self.number(piece, cluster));
+            match number.map(|number| self.link(number)) {
+                Some(Link::Next(next)) => cluster = next,
+                Some(Link::End) => {
+                    chain.end = End::Mark(at);
+                    return Ok(chain);
+                }
+                Some(Link::Free) => {
+                    chain.end = End::Broken(corrupt("cluster chain (it leads to a free cluster)", at));
+                    return Ok(chain);
+                }
+                Some(Link::Other(_)) => {
+                    chain.end = End::Broken(corrupt("cluster chain (a number that no cluster has)", at));
+                    return Ok(chain);
+                }
+                None => {
+                    chain.end = End::Broken(Error::PastEnd { offset: at, len: 4, size: self.device.size() });
+                    return Ok(chain);
+                }
+            }
+        }
+    }
+
+    /// The part of a chain that is known to lead back into itself, up to the first repetition.
+    fn before_loop(&self, changes: &Changes, first: u32) -> Result<Chain> {
+        let size = u64::from(self.geometry.cluster_size);
+        let mut chain = Chain { runs: RunList::new(u64::MAX), len: 0, last: 0, end: End::Mark(0) };
+        let mut seen = HashSet::new();
+        let mut cluster = first;
+        while seen.insert(cluster) {
+            let offset = self.geometry.cluster_offset(cluster).ok_or(Error::Invalid)?;
+            if !chain.runs.push(chain.len, offset, size) {
+                break;
+            }
+            chain.len = chain.len.saturating_add(size);
+            chain.last = cluster;
+            let piece = self.piece(changes, self.piece_of(cluster))?;
+            match self.number(&piece, cluster).map(|number| self.link(number)) {
+                Some(Link::Next(next)) => cluster = next,
+                _ => break,
+            }
+        }
+        chain.end = End::Broken(corrupt("cluster chain (it leads back into itself)", self.entry_at(chain.last)));
+        Ok(chain)
+    }
+
+    /// Counts the free clusters, and calls `used` for each cluster that is not free, in order.
+    pub fn scan(&self, changes: &Changes, mut used: impl FnMut(u32)) -> Result<u32> {
+        let mut free = 0u32;
+        let end = self.geometry.cluster_count.saturating_add(2);
+        let mut kept: Option<(u64, Arc<Vec<u8>>)> = None;
+        for cluster in 2..end {
+            let wanted = self.piece_of(cluster);
+            if kept.as_ref().is_none_or(|(number, _)| *number != wanted) {
+                kept = Some((wanted, self.piece(changes, wanted)?));
+            }
+            match kept.as_ref().and_then(|(_, piece)| self.number(piece, cluster)) {
+                Some(0) => free = free.saturating_add(1),
+                _ => used(cluster),
+            }
+        }
+        Ok(free)
+    }
+}
