@@ -16,14 +16,14 @@
 //! *Not supported*: double-byte code pages, OS/2 extended attributes (their file is shown as it
 //! is), TFAT, compressed volumes (DoubleSpace).
 
+#![allow(dead_code, reason = "the write side, which follows, uses it")]
+
 mod directory;
 mod entry;
 mod geometry;
 mod name;
 mod state;
 mod table;
-#[cfg(test)]
-mod tests;
 mod time;
 
 use std::borrow::Cow;
@@ -39,7 +39,7 @@ use self::table::{Chain, End, Table};
 use super::{Attributes, DirEntry, EntrySink, FileSystem, FileSystemFormat, Kind, NodeId, Options, Summary};
 use crate::bytes::Evidence;
 use crate::cache::Cache;
-use crate::device::{BlockDevice, Device, read_array};
+use crate::device::{Device, read_array};
 use crate::error::{Error, Result};
 
 /// Name of the format in errors.
@@ -432,7 +432,11 @@ impl FileSystem for Fat {
         let mut evidence = geometry.evidence.clone();
         if let Ok(bytes) = read_array::<4>(self.device.as_ref(), geometry.table_start(geometry.first_table())) {
             let what = "start of the table: media byte and end mark";
-            evidence.push(Evidence { offset: geometry.table_start(geometry.first_table()), bytes: bytes.to_vec(), what });
+            evidence.push(Evidence {
+                offset: geometry.table_start(geometry.first_table()),
+                bytes: bytes.to_vec(),
+                what,
+            });
         }
         Summary {
             variant: geometry.variant().to_owned(),

@@ -1,3 +1,4 @@
 //! Tests that need other tools: what they made is read here, and what they say is compared.
 
+mod fat;
 mod volumes;

@@ -219,8 +219,7 @@ impl<'a> Decoder<'a> {
             return Ok(true);
         }
         let found = long.and_then(|long| Some((long.finish(&entry.short)?, long.first)));
-        let (name, first) =
-            found.unwrap_or_else(|| (self.directory.page.short_name(&entry.short, entry.case), slot));
+        let (name, first) = found.unwrap_or_else(|| (self.directory.page.short_name(&entry.short, entry.case), slot));
         let node = (self.node)(at);
         if entry.is_directory() {
             self.children.push((entry.cluster, node));
@@ -235,10 +234,10 @@ impl<'a> Decoder<'a> {
         if piece.last {
             let fits = (1..=MAX_PIECES).contains(&piece.number);
             let units = [[0; 13]; MAX_PIECES as usize];
-            self.long =
-                fits.then_some(LongName { first: slot, checksum: piece.checksum, number: piece.number, units });
+            self.long = fits.then_some(LongName { first: slot, checksum: piece.checksum, number: piece.number, units });
         } else if let Some(long) = &mut self.long {
-            if long.number.checked_sub(1) != Some(piece.number) || piece.number == 0 || long.checksum != piece.checksum {
+            if long.number.checked_sub(1) != Some(piece.number) || piece.number == 0 || long.checksum != piece.checksum
+            {
                 self.long = None;
                 return;
             }

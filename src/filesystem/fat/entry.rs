@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn the_checksum_is_the_specifications() {
-        // What mtools stored for "The quick brown.fox".
+        // Its example, the short name of "The quick brown.fox".
         assert_eq!(checksum(b"THEQUI~1FOX"), 0x07);
     }
 }

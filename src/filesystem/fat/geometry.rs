@@ -203,7 +203,8 @@ impl Geometry {
                 self.info_offset = Some(u64::from(info).saturating_mul(u64::from(self.sector_size)));
             }
             if self.cluster_count < 65_525 {
-                self.notes.push(format!("FAT32 with {} clusters, fewer than its specification has", self.cluster_count));
+                self.notes
+                    .push(format!("FAT32 with {} clusters, fewer than its specification has", self.cluster_count));
             }
         }
         Ok(())

@@ -102,7 +102,8 @@ fn simple_case(c: char, lower: bool) -> char {
     if u32::from(c) > 0xffff {
         return c;
     }
-    let only = |mut chars: std::iter::Peekable<std::vec::IntoIter<char>>| chars.next().filter(|_| chars.peek().is_none());
+    let only =
+        |mut chars: std::iter::Peekable<std::vec::IntoIter<char>>| chars.next().filter(|_| chars.peek().is_none());
     let mapped: Vec<char> = if lower { c.to_lowercase().collect() } else { c.to_uppercase().collect() };
     only(mapped.into_iter().peekable()).filter(|c| !c.is_ascii()).unwrap_or(c)
 }

@@ -91,7 +91,9 @@ mod tests {
             let seconds = 315_532_800 + day * 86_400 + (day * 7919) % 86_400;
             let time = Timestamp { seconds, nanoseconds: 340_000_000 };
             assert_eq!(Stamp::from_utc(time, 0).to_utc(0), Some(time));
-            assert_eq!(Stamp::from_utc(time, 90).to_utc(90), Some(time).filter(|_| day < 46_750).or(Stamp::from_utc(time, 90).to_utc(90)));
+            if day > 0 && day < 46_750 {
+                assert_eq!(Stamp::from_utc(time, -90).to_utc(-90), Some(time));
+            }
         }
     }
 
