@@ -1,0 +1,345 @@
+//! Directory blocks: rows of inode number, row length, name length, kind and name.
+//!
+//! ```text
+//!   block:  row row row ... [checksum row: inode 0, length 12, kind de, checksum]
+//!   index:  looks like one row without an inode that fills the block, or (block 0) like "." and ".."
+//! ```
+//!
+//! A listing reads all blocks in order and so needs no index. A block that cannot be read does not
+//! hide the others: their rows are given, and the error comes at the end.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::bytes::Record;
+use crate::device::mapped::{Mapping, Place};
+use crate::device::read_vec;
+use crate::error::{Error, Result};
+use crate::filesystem::Kind;
+
+use super::Ext;
+use super::checksum::crc32c;
+use super::fold::fold;
+use super::inode::{Contents, Inode, flag};
+use super::map::FileMap;
+use super::superblock::{compat, incompat};
+use super::{crypt, htree};
+
+/// Bytes of a directory that are read at once.
+const PIECE: u64 = 32 << 10;
+/// A name index beyond this many rows is not made: the directory is scanned for each name.
+const MOST_INDEXED: usize = 8 << 20;
+const CHECKSUM_ROW: usize = 12;
+
+/// A row as stored.
+#[derive(Debug, Clone, Copy)]
+pub struct Row<'a> {
+    /// Byte of the directory at which the next row starts.
+    pub next: u64,
+    /// The inode.
+    pub inode: u32,
+    /// The name's bytes, encrypted in an encrypted directory.
+    pub name: &'a [u8],
+    /// The kind, where the volume stores kinds and this one is known.
+    pub kind: Option<Kind>,
+    /// Hashes stored behind the name, where it is both encrypted and case-folded.
+    pub hash: Option<(u32, u32)>,
+}
+
+/// How a walk over a directory ended.
+#[derive(Debug, Default)]
+pub struct Walk {
+    /// The first damage met.
+    pub damage: Option<Error>,
+    /// Whether the caller stopped it.
+    pub stopped: bool,
+}
+
+/// Names of a directory whose own index cannot be used, each with its inode.
+pub type NameIndex = HashMap<Box<[u8]>, u32>;
+
+/// Takes rows; `false` stops.
+pub type RowSink<'a> = dyn FnMut(Row<'_>) -> bool + 'a;
+
+impl Ext {
+    /// Gives the rows from byte `from` of a directory on, `.` and `..` among them.
+    pub(super) fn walk(&self, inode: &Inode, from: u64, visit: &mut RowSink<'_>) -> Result<Walk> {
+        if inode.attributes.kind != Kind::Directory {
+            return Err(Error::NotDirectory);
+        }
+        let mut walk = Walk::default();
+        if let Contents::Inline(rest) = &inode.contents {
+            // The parent's number takes the place of "." and "..".
+            self.rows(inode, inode.block.get(4..).unwrap_or_default(), 4, from, &mut walk, visit);
+            if !walk.stopped {
+                self.rows(inode, rest, 60, from, &mut walk, visit);
+            }
+            return Ok(walk);
+        }
+        let block = u64::from(self.superblock.block_size).max(1);
+        let size = inode.attributes.size;
+        if !size.is_multiple_of(block) {
+            walk.damage = Some(inode.corrupt("directory size"));
+        }
+        let map = FileMap { ext: self, inode };
+        let mut offset = from.saturating_sub(from.checked_rem(block).unwrap_or(0));
+        // No directory in order has more blocks than the volume.
+        let mut budget = self.superblock.blocks.saturating_mul(block);
+        while offset < size && budget > 0 && !walk.stopped {
+            let run = match map.map(offset) {
+                Ok(run) => run,
+                Err(error) => {
+                    walk.damage.get_or_insert(error);
+                    // Another branch of the tree may be whole; the damaged one has no known length.
+                    offset = offset.saturating_add(block);
+                    budget = budget.saturating_sub(block);
+                    continue;
+                }
+            };
+            let Place::At(place) = run.place else {
+                walk.damage.get_or_insert_with(|| inode.corrupt("hole in a directory"));
+                offset = offset.saturating_add(run.len);
+                continue;
+            };
+            let len = run.len.min(PIECE.max(block)).min(size.saturating_sub(offset).next_multiple_of(block));
+            self.piece(inode, (offset, place, len), from, &mut walk, visit);
+            offset = offset.saturating_add(len);
+            budget = budget.saturating_sub(len);
+        }
+        Ok(walk)
+    }
+
+    /// Reads some blocks at once; one by one when that fails.
+    fn piece(
+        &self,
+        inode: &Inode,
+        (offset, place, len): (u64, u64, u64),
+        from: u64,
+        walk: &mut Walk,
+        visit: &mut RowSink<'_>,
+    ) {
+        let block = u64::from(self.superblock.block_size).max(1);
+        let Ok(size) = usize::try_from(block) else { return };
+        let whole = usize::try_from(len).ok().and_then(|len| read_vec(self.disk.as_ref(), place, len).ok());
+        let mut done = 0u64;
+        while done < len && !walk.stopped {
+            let start = usize::try_from(done).unwrap_or(usize::MAX);
+            let kept = whole.as_ref().and_then(|whole| whole.get(start..start.saturating_add(size)));
+            let at = offset.saturating_add(done);
+            match kept {
+                Some(bytes) => self.block(inode, bytes, at, from, walk, visit),
+                None => match read_vec(self.disk.as_ref(), place.saturating_add(done), size) {
+                    Ok(bytes) => self.block(inode, &bytes, at, from, walk, visit),
+                    Err(error) => {
+                        walk.damage.get_or_insert(error);
+                    }
+                },
+            }
+            done = done.saturating_add(block);
+        }
+    }
+
+    /// The rows of one block, when its checksum is right.
+    pub(super) fn block(
+        &self,
+        inode: &Inode,
+        bytes: &[u8],
+        offset: u64,
+        from: u64,
+        walk: &mut Walk,
+        visit: &mut RowSink<'_>,
+    ) {
+        if !self.checksum_is_right(inode, bytes, offset) {
+            walk.damage.get_or_insert_with(|| inode.corrupt("checksum of a directory block"));
+            return;
+        }
+        self.rows(inode, bytes, offset, from, walk, visit);
+    }
+
+    fn checksum_is_right(&self, inode: &Inode, bytes: &[u8], offset: u64) -> bool {
+        if !self.superblock.has_checksums() {
+            return true;
+        }
+        let raw = Record::new("ext", "directory block", inode.at, bytes);
+        let check = || -> Result<bool> {
+            // Blocks of the index end in another kind of checksum; a damaged index only costs time.
+            let index = offset == 0 || (raw.le32(0)? == 0 && self.row_len(raw.le16(4)?, bytes.len()) == bytes.len());
+            if index && inode.has_flag(flag::INDEX) {
+                return Ok(true);
+            }
+            let tail = bytes.len().saturating_sub(CHECKSUM_ROW);
+            if raw.le32(tail)? != 0
+                || raw.le16(tail.saturating_add(4))? != 12
+                || raw.u8(tail.saturating_add(7))? != 0xde
+            {
+                return Ok(false);
+            }
+            let covered = raw.bytes(0, tail)?;
+            Ok(crc32c(inode.checksum_seed, covered) == raw.le32(tail.saturating_add(8))?)
+        };
+        check().unwrap_or(false)
+    }
+
+    /// A row's length. Blocks of 64 KiB do not fit into sixteen bits: there 0 and 65,535 mean all
+    /// of the block, and the two lowest bits are the highest.
+    fn row_len(&self, stored: u16, block: usize) -> usize {
+        if block < 1 << 16 {
+            return stored.into();
+        }
+        match stored {
+            0 | u16::MAX => block,
+            other => usize::from(other & !3) | usize::from(other & 3) << 16,
+        }
+    }
+
+    fn rows(&self, inode: &Inode, bytes: &[u8], base: u64, from: u64, walk: &mut Walk, visit: &mut RowSink<'_>) {
+        let raw = Record::new("ext", "directory", inode.at, bytes);
+        let mut offset = 0usize;
+        while bytes.len().saturating_sub(offset) >= 8 {
+            let row = match self.row(inode, &raw, base, offset) {
+                Ok(row) => row,
+                Err(_) => {
+                    walk.damage.get_or_insert_with(|| inode.corrupt("directory row"));
+                    return;
+                }
+            };
+            let start = base.saturating_add(offset as u64);
+            // At least eight, checked when the row was read.
+            offset = usize::try_from(row.next.saturating_sub(base)).unwrap_or(usize::MAX);
+            if row.inode != 0 && !row.name.is_empty() && start >= from && !visit(row) {
+                walk.stopped = true;
+                return;
+            }
+        }
+    }
+
+    fn row<'a>(&self, inode: &Inode, raw: &Record<'a>, base: u64, offset: usize) -> Result<Row<'a>> {
+        let at = |field: usize| offset.saturating_add(field);
+        let number = raw.le32(offset)?;
+        let len = self.row_len(raw.le16(at(4))?, raw.len());
+        let name_len = usize::from(raw.u8(at(6))?);
+        let file_type = raw.u8(at(7))?;
+        if len < 8 || len & 3 != 0 || name_len.saturating_add(8) > len || number > self.superblock.inodes {
+            return Err(raw.corrupt());
+        }
+        let next = at(len);
+        if next > raw.len() {
+            return Err(raw.corrupt());
+        }
+        let hashed = inode.has_flag(flag::ENCRYPT) && inode.has_flag(flag::CASEFOLD);
+        let behind = at(8usize.saturating_add(name_len).next_multiple_of(4));
+        let hash = if hashed && behind.saturating_add(8) <= next {
+            Some((raw.le32(behind)?, raw.le32(behind.saturating_add(4))?))
+        } else {
+            None
+        };
+        let kind = if self.superblock.has_incompat(incompat::FILETYPE) { stored_kind(file_type) } else { None };
+        Ok(Row { next: base.saturating_add(next as u64), inode: number, name: raw.bytes(at(8), name_len)?, kind, hash })
+    }
+
+    /// The name that a row is shown with; `None` for an encrypted name that is too short to be one.
+    pub(super) fn shown_name<'a>(&self, dir: &Inode, row: &Row<'a>) -> Option<std::borrow::Cow<'a, [u8]>> {
+        if !dir.has_flag(flag::ENCRYPT) || matches!(row.name, b"." | b"..") {
+            return Some(row.name.into());
+        }
+        let hash = if row.hash.is_some() {
+            row.hash
+        } else if self.lists_by_hash(dir) {
+            let (version, seed) = htree::version_of(self, dir);
+            version.map(|version| version.hash(row.name, seed))
+        } else {
+            None
+        };
+        crypt::nokey_name(row.name, hash.unwrap_or((0, 0))).map(Into::into)
+    }
+
+    /// Whether the kernel lists a directory by hash: then hashes are part of encrypted names.
+    fn lists_by_hash(&self, dir: &Inode) -> bool {
+        self.superblock.has_compat(compat::DIR_INDEX)
+            && (dir.has_flag(flag::INDEX)
+                || dir.attributes.size == u64::from(self.superblock.block_size)
+                || matches!(dir.contents, Contents::Inline(_)))
+    }
+
+    /// The inode of a name.
+    pub(super) fn find(&self, dir: &Arc<Inode>, name: &[u8]) -> Result<Option<u32>> {
+        if dir.attributes.kind != Kind::Directory {
+            return Err(Error::NotDirectory);
+        }
+        let plain = !dir.has_flag(flag::ENCRYPT) && !self.folds(dir);
+        if plain && dir.has_flag(flag::INDEX) && self.superblock.has_compat(compat::DIR_INDEX) {
+            // A damaged index is no reason to miss a name: the rows are all there.
+            if let Ok(found) = htree::find(self, dir, name) {
+                return Ok(found);
+            }
+        }
+        let small = dir.attributes.size <= PIECE && plain;
+        if !small && let Some(index) = self.name_index(dir)? {
+            let found = if self.folds(dir) { index.get(fold(name).as_slice()) } else { index.get(name) };
+            return match (found, self.damaged.get(&dir.number)) {
+                (Some(&inode), _) => Ok(Some(inode)),
+                (None, Some(error)) => Err(error),
+                (None, None) => Ok(None),
+            };
+        }
+        let folded = self.folds(dir).then(|| fold(name));
+        let mut found = None;
+        let walk = self.walk(dir, 0, &mut |row| {
+            let same = match &folded {
+                _ if matches!(row.name, b"." | b"..") => false,
+                Some(folded) => self.shown_name(dir, &row).is_some_and(|shown| fold(&shown) == *folded),
+                None => self.shown_name(dir, &row).is_some_and(|shown| shown.as_ref() == name),
+            };
+            if same {
+                found = Some(row.inode);
+            }
+            !same
+        })?;
+        match (found, walk.damage) {
+            (None, Some(error)) => Err(error),
+            (found, _) => Ok(found),
+        }
+    }
+
+    /// Whether names of a directory are compared without their case. Encrypted ones cannot be.
+    fn folds(&self, dir: &Inode) -> bool {
+        dir.has_flag(flag::CASEFOLD) && self.superblock.has_incompat(incompat::CASEFOLD) && !dir.has_flag(flag::ENCRYPT)
+    }
+
+    /// All names of a directory; `None` when there are too many of them to be kept.
+    fn name_index(&self, dir: &Inode) -> Result<Option<Arc<NameIndex>>> {
+        let folds = self.folds(dir);
+        self.names.get_or_make(&dir.number, || {
+            let mut index = NameIndex::new();
+            let mut weight = 64u64;
+            let walk = self.walk(dir, 0, &mut |row| {
+                let Some(shown) = self.shown_name(dir, &row) else { return true };
+                if !matches!(row.name, b"." | b"..") {
+                    let key = if folds { fold(&shown) } else { shown.into_owned() };
+                    weight = weight.saturating_add(key.len().saturating_add(56) as u64);
+                    // Of two equal names the first counts, as in a scan.
+                    index.entry(key.into()).or_insert(row.inode);
+                }
+                index.len() < MOST_INDEXED
+            })?;
+            if let Some(error) = walk.damage {
+                self.damaged.insert(dir.number, error, 128);
+            }
+            let index = (!walk.stopped).then(|| Arc::new(index));
+            Ok((index.clone(), if index.is_some() { weight } else { 64 }))
+        })
+    }
+}
+
+fn stored_kind(file_type: u8) -> Option<Kind> {
+    Some(match file_type {
+        1 => Kind::File,
+        2 => Kind::Directory,
+        3 => Kind::CharDevice,
+        4 => Kind::BlockDevice,
+        5 => Kind::Fifo,
+        6 => Kind::Socket,
+        7 => Kind::Symlink,
+        _ => return None,
+    })
+}
