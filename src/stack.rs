@@ -101,8 +101,8 @@ pub enum Tree {
     Unknown,
     /// A decoder knows it, and could not open it.
     Broken(Error),
-    /// The disk has partitions instead.
-    Partitioned,
+    /// None is looked for: a disk that has partitions instead, an extended partition.
+    Structural,
 }
 
 impl Tree {
@@ -169,7 +169,6 @@ impl Image {
 impl Part {
     fn branch(&self) -> Branch {
         let summary = self.tree.summary();
-        let entry = self.entry.as_ref();
         Branch {
             name: self.name.clone(),
             device: self.device.clone(),
@@ -177,7 +176,7 @@ impl Part {
                 Tree::Open { tree, .. } => Some(tree.clone()),
                 _ => None,
             },
-            label: summary.and_then(|s| s.label.clone()).or_else(|| entry.and_then(|e| e.label.clone())),
+            label: summary.and_then(|s| s.label.clone()),
             uuid: summary.and_then(|s| s.uuid.clone()),
         }
     }
@@ -198,7 +197,7 @@ fn parts(disk: &Device, scan: &Result<Option<Scan>>, options: &filesystem::Optio
     let tree = match table {
         Some(table) if !table.volumes.is_empty() => {
             match Tree::from_result(filesystem::open_beside_table(disk, options)) {
-                Tree::Unknown => Tree::Partitioned,
+                Tree::Unknown => Tree::Structural,
                 tree => tree,
             }
         }
@@ -215,6 +214,7 @@ fn parts(disk: &Device, scan: &Result<Option<Scan>>, options: &filesystem::Optio
     };
     let mut parts = vec![whole(tree)];
     for volume in table.iter().flat_map(|table| &table.volumes) {
+        let tree = if volume.entry.structural { Tree::Structural } else { Tree::open(&volume.device, options) };
         parts.push(Part {
             name: format!("p{}", volume.entry.slot),
             offset: volume.entry.start,
@@ -222,7 +222,7 @@ fn parts(disk: &Device, scan: &Result<Option<Scan>>, options: &filesystem::Optio
             entry: Some(volume.entry.clone()),
             clipped: volume.clipped,
             what: None,
-            tree: Tree::open(&volume.device, options),
+            tree,
         });
     }
     let boot = boot_images(&parts, options);

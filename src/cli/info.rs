@@ -102,7 +102,7 @@ fn print_part(part: &Part, out: &mut dyn Write) -> Result<()> {
         Tree::Open { summary, .. } => print_summary(summary, out)?,
         Tree::Unknown => writeln!(out, "  no file system that imgfs knows: only {}.img", part.name)?,
         Tree::Broken(error) => writeln!(out, "  no tree: {error}")?,
-        Tree::Partitioned => {}
+        Tree::Structural => {}
     }
     Ok(())
 }
@@ -216,7 +216,7 @@ fn describe_part(part: &Part) -> Value {
             "notes": summary.notes,
         }),
         Tree::Broken(error) => json!({ "error": error.to_string() }),
-        Tree::Unknown | Tree::Partitioned => Value::Null,
+        Tree::Unknown | Tree::Structural => Value::Null,
     };
     merge(&mut value, json!({ "tree": tree }));
     value
