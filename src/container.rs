@@ -1,22 +1,42 @@
 //! Containers: the format of the host file, and the disk inside it.
 //!
-//! A format is recognised by its bytes, never by its name. What it refers to (segments, extents,
-//! parents) is opened through [`Companions`] alone.
+//! A format is recognised by its bytes, never by its name (pieces of a split raw image are the one
+//! exception: they have no magic number). What it refers to (segments, extents, parents) is opened
+//! through [`Companions`] alone.
+//!
+//! ```text
+//!   open -> split? -> probe FORMATS -> open of the format -> Opened { disk, facts, notes }
+//!                                        |  Companions::open       segments, extents
+//!                                        +- Companions::open_disk  parents, each through all of this again
+//! ```
+
+mod parallels;
+mod qcow;
+mod qcow2;
+mod split;
+mod table;
+mod unpack;
+mod vdi;
+mod vhd;
+mod vhdx;
+mod vmdk;
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use crate::device::file::HostFile;
 use crate::device::{BlockDevice, Device};
 use crate::error::{Error, Result};
+use crate::text::printable;
 
 /// What a user can say about how containers are read.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// The format's name, when it is not to be probed; `raw` included.
     pub format: Option<String>,
-    /// An internal snapshot, by name or identifier.
+    /// An internal snapshot, by identifier or name.
     pub snapshot: Option<String>,
     /// Bound on the decoded units that a container keeps, bytes.
     pub cache_size: u64,
@@ -28,16 +48,41 @@ pub struct Opened {
     pub disk: Device,
     /// Name of the format, as in [`FORMATS`]; `raw` when there is none around the disk.
     pub format: &'static str,
-    /// Facts for `info`, in order: name, value.
+    /// Facts for `info`, in order: name, value. A name may come more than once (snapshots, parents).
     pub facts: Vec<(&'static str, String)>,
     /// What an examiner should know: a dirty bit, a missing checksum.
     pub notes: Vec<String>,
+}
+
+impl Opened {
+    fn new(format: &'static str, disk: Device) -> Self {
+        Self { disk, format, facts: Vec::new(), notes: Vec::new() }
+    }
+
+    /// The first value of a fact.
+    pub fn fact(&self, name: &str) -> Option<&str> {
+        self.facts.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
+    }
+
+    fn add(&mut self, name: &'static str, value: impl ToString) {
+        self.facts.push((name, value.to_string()));
+    }
+
+    /// Says that the disk continues in `parent`, and takes over what is known of the chain behind it.
+    fn add_parent(&mut self, name: &Path, parent: &Opened) {
+        let shown = printable(name.as_os_str().as_encoded_bytes());
+        self.add("parent", format!("{shown} ({}, {} bytes)", parent.format, parent.disk.size()));
+        self.facts.extend(parent.facts.iter().filter(|(name, _)| *name == "parent").cloned());
+        self.notes.extend(parent.notes.iter().map(|note| format!("{shown}: {note}")));
+    }
 }
 
 /// A container format, as the table knows it.
 pub struct ContainerFormat {
     /// Name in messages, `--format` and `--json`.
     pub name: &'static str,
+    /// Whether [`Options::snapshot`] means anything to it; asked of another format, it is refused.
+    pub snapshots: bool,
     /// Reads little and follows no reference; says whether the file is of this format.
     pub probe: fn(&dyn BlockDevice, &dyn Companions) -> Result<bool>,
     /// Opens it with all that it refers to.
@@ -45,10 +90,24 @@ pub struct ContainerFormat {
 }
 
 /// In probe order; raw is the fallback, outside the table.
-pub const FORMATS: &[ContainerFormat] = &[];
+pub const FORMATS: &[ContainerFormat] = &[
+    // By name, and first: the other formats are then tried on the pieces put together.
+    split::FORMAT,
+    // These have their magic number in the first bytes, which no guest can write.
+    qcow2::FORMAT,
+    qcow::FORMAT,
+    vhdx::FORMAT,
+    vmdk::FORMAT,
+    parallels::FORMAT,
+    vdi::FORMAT,
+    // A fixed VHD has only a footer; what stands before it is the guest's and could look like anything.
+    vhd::FORMAT,
+    // A tar around a VMDK; its magic number is at byte 257, where a boot sector has code.
+    vmdk::OVA,
+];
 
 /// The one gate through which an image's references to other files pass. Images are untrusted: a
-/// reference is a plain name in the image's own folder, and chains are bounded.
+/// reference leads to a file in the image's own folder, and chains are bounded.
 pub trait Companions {
     /// File name of the image itself.
     fn own_name(&self) -> &OsStr;
@@ -58,6 +117,22 @@ pub trait Companions {
     fn open_disk(&self, name: &Path, format: Option<&str>) -> Result<Opened>;
     /// Names of the files beside the image.
     fn siblings(&self) -> Result<Vec<PathBuf>>;
+}
+
+/// The file beside the image that one of these paths means. Paths of Windows and of other machines
+/// are worth their last component only, and Windows does not tell `A` from `a`. When there is no
+/// such file it is the first path's name, so that opening it says what is missing.
+fn beside(companions: &dyn Companions, paths: &[String]) -> Result<PathBuf> {
+    let siblings = companions.siblings()?;
+    let names = || paths.iter().filter_map(|path| path.rsplit(['\\', '/']).next()).filter(|name| !name.is_empty());
+    for name in names() {
+        let exact = siblings.iter().find(|sibling| sibling.as_os_str() == name);
+        let found = exact.or_else(|| siblings.iter().find(|sibling| sibling.as_os_str().eq_ignore_ascii_case(name)));
+        if let Some(found) = found {
+            return Ok(found.clone());
+        }
+    }
+    Ok(PathBuf::from(names().next().unwrap_or_default()))
 }
 
 /// Longest chain of images that refer to each other: more than any tool makes, far less than the stack.
@@ -71,27 +146,43 @@ struct Folder<'a> {
 }
 
 impl Folder<'_> {
-    /// The path of a plain file name in the image's folder.
+    /// The path of a file in the image's folder: a plain name, or a path that leads into the folder.
     fn beside(&self, name: &Path) -> Result<PathBuf> {
         let refused = |why: &str| {
-            let source = std::io::Error::new(std::io::ErrorKind::PermissionDenied, why.to_owned());
-            Error::io(
-                format!(
-                    "{}: it refers to {}",
-                    self.path.display(),
-                    crate::text::printable(name.as_os_str().as_encoded_bytes())
-                ),
-                source,
-            )
+            let shown = printable(name.as_os_str().as_encoded_bytes());
+            let source = std::io::Error::new(ErrorKind::PermissionDenied, why.to_owned());
+            Error::io(format!("{}: it refers to {shown}", self.path.display()), source)
         };
-        if name.file_name() != Some(name.as_os_str()) {
-            return Err(refused("only a plain name in the image's own folder is followed"));
+        let outside = || refused("only files in the image's own folder are opened");
+        let plain = name.file_name().filter(|plain| !plain.is_empty()).ok_or_else(outside)?;
+        let folder = match name.parent() {
+            Some(folder) if folder.is_absolute() => {
+                let own = std::path::absolute(self.path).ok();
+                own.as_deref().and_then(Path::parent) == Some(folder)
+            }
+            Some(folder) => folder.components().all(|part| part == Component::CurDir),
+            None => false,
+        };
+        if !folder {
+            return Err(outside());
         }
-        let path = self.path.with_file_name(name);
+        let path = self.path.with_file_name(plain);
         if std::fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink()) {
             return Err(refused("it is a symbolic link, which could lead anywhere"));
         }
         Ok(path)
+    }
+
+    fn open_file(&self, path: &Path) -> Result<Device> {
+        match HostFile::open(path) {
+            Ok(file) => Ok(Arc::new(file)),
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                let name = printable(path.file_name().unwrap_or_default().as_encoded_bytes());
+                let what = format!("{}: it needs the file {name} in its folder", self.path.display());
+                Err(Error::Io { what, source })
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -101,7 +192,7 @@ impl Companions for Folder<'_> {
     }
 
     fn open(&self, name: &Path) -> Result<Device> {
-        Ok(Arc::new(HostFile::open(&self.beside(name)?)?))
+        self.open_file(&self.beside(name)?)
     }
 
     fn open_disk(&self, name: &Path, format: Option<&str>) -> Result<Opened> {
@@ -110,9 +201,10 @@ impl Companions for Folder<'_> {
             let what = format!("a chain of more than {MAX_DEPTH} images (or one that leads back to itself)");
             return Err(Error::unsupported("container", what));
         }
-        let device: Device = Arc::new(HostFile::open(&path)?);
+        let device = self.open_file(&path)?;
         let options = Options { format: format.map(str::to_owned), snapshot: None, ..self.options.clone() };
-        open_at(device, &path, &options, self.depth.saturating_add(1))
+        let companions = Folder { path: &path, options: &options, depth: self.depth.saturating_add(1) };
+        open_device(device, &companions, &options)
     }
 
     fn siblings(&self) -> Result<Vec<PathBuf>> {
@@ -129,29 +221,43 @@ impl Companions for Folder<'_> {
 
 /// Opens the container in a host file and gives the disk inside.
 pub fn open(path: &Path, options: &Options) -> Result<Opened> {
-    open_at(Arc::new(HostFile::open(path)?), path, options, 0)
+    let device: Device = Arc::new(HostFile::open(path)?);
+    open_device(device, &Folder { path, options, depth: 0 }, options)
 }
 
-fn open_at(device: Device, path: &Path, options: &Options, depth: usize) -> Result<Opened> {
-    let folder = Folder { path, options, depth };
+fn open_device(device: Device, companions: &dyn Companions, options: &Options) -> Result<Opened> {
     match options.format.as_deref() {
-        Some("raw") => return Ok(raw(device)),
+        Some("raw") => open_raw(device, options),
         Some(name) => {
             let known = FORMATS.iter().find(|format| format.name == name);
             let format = known.ok_or_else(|| Error::unsupported("container", format!("the format {name}")))?;
-            return (format.open)(device, &folder, options);
+            open_as(format, device, companions, options)
         }
-        None => {}
+        None => open_within(&[], device, companions, options),
     }
-    for format in FORMATS {
-        if (format.probe)(device.as_ref(), &folder)? {
-            return (format.open)(device, &folder, options);
+}
+
+/// Probes for every format but those already taken off; so that a wrapper cannot hold itself.
+fn open_within(outer: &[&str], device: Device, companions: &dyn Companions, options: &Options) -> Result<Opened> {
+    for format in FORMATS.iter().filter(|format| !outer.contains(&format.name)) {
+        if (format.probe)(device.as_ref(), companions)? {
+            return open_as(format, device, companions, options);
         }
     }
-    Ok(raw(device))
+    open_raw(device, options)
+}
+
+fn open_as(format: &ContainerFormat, device: Device, companions: &dyn Companions, options: &Options) -> Result<Opened> {
+    if options.snapshot.is_some() && !format.snapshots {
+        return Err(Error::unsupported(format.name, "an internal snapshot"));
+    }
+    (format.open)(device, companions, options)
 }
 
 /// The file is the disk.
-fn raw(disk: Device) -> Opened {
-    Opened { disk, format: "raw", facts: Vec::new(), notes: Vec::new() }
+fn open_raw(disk: Device, options: &Options) -> Result<Opened> {
+    if options.snapshot.is_some() {
+        return Err(Error::unsupported("raw", "an internal snapshot"));
+    }
+    Ok(Opened::new("raw", disk))
 }

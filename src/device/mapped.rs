@@ -60,7 +60,7 @@ pub enum Place {
 
 impl Place {
     /// The place `len` bytes further on.
-    fn after(self, len: u64) -> Option<Self> {
+    pub fn after(self, len: u64) -> Option<Self> {
         Some(match self {
             Self::At(at) => Self::At(at.checked_add(len)?),
             Self::Packed { unit, within } => Self::Packed { unit, within: within.checked_add(len)? },

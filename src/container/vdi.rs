@@ -1,0 +1,4 @@
+//! stub
+use super::*;
+pub(super) const FORMAT: ContainerFormat =
+    ContainerFormat { name: "vdi", snapshots: false, probe: |_, _| Ok(false), open: |_, _, _| Err(Error::Invalid) };
