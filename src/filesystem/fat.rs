@@ -223,7 +223,7 @@ impl Fat {
 
     fn decode(&self, state: &State, key: u32) -> Result<Directory> {
         let chain = self.directory_chain(state, key)?;
-        let slots = u32::try_from(chain.len / SLOT as u64).unwrap_or(u32::MAX);
+        let slots = u32::try_from(chain.len >> SLOT.ilog2()).unwrap_or(u32::MAX);
         let node = |at| state.nodes.at(at);
         let directory = Directory::new(self.page, slots.min(MAX_SLOTS));
         let mut decoder = Decoder::new(directory, &self.hasher, self.geometry.width, &node, &state.removed);

@@ -278,7 +278,7 @@ impl Geometry {
             _ => (Width::Fat16, 16, 65_524),
         };
         let mut notes = Vec::new();
-        let held = (table_len.saturating_mul(8) / bits).saturating_sub(2);
+        let held = table_len.saturating_mul(8).checked_div(bits).unwrap_or(0).saturating_sub(2);
         if held < clusters {
             notes.push(format!("the table has room for {held} clusters, the volume for {clusters}"));
         }

@@ -200,7 +200,7 @@ impl Table {
         match (self.geometry.width, bytes) {
             (Width::Fat12, [low, high, ..]) => {
                 let pair = u32::from(u16::from_le_bytes([*low, *high]));
-                Some(if cluster % 2 == 0 { pair & 0xfff } else { pair >> 4 })
+                Some(if cluster.is_multiple_of(2) { pair & 0xfff } else { pair >> 4 })
             }
             (Width::Fat16, [low, high, ..]) => Some(u32::from(u16::from_le_bytes([*low, *high]))),
             (Width::Fat32, [a, b, c, d, ..]) => Some(u32::from_le_bytes([*a, *b, *c, *d]) & 0x0fff_ffff),

@@ -22,18 +22,23 @@ impl Stamp {
     /// The time in UTC; `minutes` is what the zone is ahead of it. `None` when nothing was
     /// recorded, or nothing that is a time.
     pub fn to_utc(self, minutes: i32) -> Option<Timestamp> {
-        let (year, month, day) = (1980 + i64::from(self.date >> 9), self.date >> 5 & 0x0f, self.date & 0x1f);
+        let (year, month, day) =
+            (i64::from(self.date >> 9).saturating_add(1980), self.date >> 5 & 0x0f, self.date & 0x1f);
         let (hour, minute, second) = (self.time >> 11, self.time >> 5 & 0x3f, (self.time & 0x1f) << 1);
         if !(1..=12).contains(&month) || day == 0 || hour > 23 || minute > 59 || second > 59 || self.centiseconds > 199
         {
             return None;
         }
         let seconds = days_from_civil(year, i64::from(month), i64::from(day)).checked_mul(86_400)?;
-        let of_day = i64::from(hour) * 3600 + i64::from(minute) * 60 + i64::from(second);
+        let of_day =
+            [(hour, 3600), (minute, 60), (second, 1)].map(|(count, each)| i64::from(count).saturating_mul(each));
         let hundredths = u32::from(self.centiseconds);
-        let seconds = seconds.checked_add(of_day)?.checked_add(i64::from(hundredths / 100))?;
+        let seconds = seconds.checked_add(of_day.iter().sum())?.checked_add(i64::from(hundredths / 100))?;
         let ahead = i64::from(minutes).checked_mul(60)?;
-        Some(Timestamp { seconds: seconds.checked_sub(ahead)?, nanoseconds: (hundredths % 100) * 10_000_000 })
+        Some(Timestamp {
+            seconds: seconds.checked_sub(ahead)?,
+            nanoseconds: (hundredths % 100).saturating_mul(10_000_000),
+        })
     }
 
     /// The nearest time that can be stored: rounded down, and not outside of 1980 to 2107.
@@ -49,7 +54,7 @@ impl Stamp {
         let (year, month, day) = civil_from_days(local.div_euclid(86_400));
         let of_day = local.rem_euclid(86_400);
         let field = |value: i64| u16::try_from(value).unwrap_or(0);
-        let odd = u32::from(of_day % 2 == 1) * 100;
+        let odd = if of_day % 2 == 1 { 100 } else { 0u32 };
         Self {
             date: field(year.saturating_sub(1980)) << 9 | field(month) << 5 | field(day),
             time: field(of_day / 3600) << 11 | field(of_day / 60 % 60) << 5 | field(of_day % 60 / 2),
