@@ -1,4 +1,5 @@
 //! Tests that need other tools: what they made is read here, and what they say is compared.
 
+mod ext;
 mod fat;
 mod volumes;

@@ -144,7 +144,7 @@ fn in_metagroup(superblock: &Superblock, group: u64, very_first: bool) -> u64 {
     superblock.group_start(group).saturating_add(before)
 }
 
-/// Blocks of descriptors in a group, without the ones kept free for growth.
+/// Blocks of descriptors in a group, with the ones kept free for growth.
 pub fn descriptor_blocks(superblock: &Superblock, group: u64) -> u64 {
     let per_block = superblock.descriptors_per_block();
     let metagroup = group.checked_div(per_block).unwrap_or(0);
@@ -154,9 +154,10 @@ pub fn descriptor_blocks(superblock: &Superblock, group: u64) -> u64 {
         let last = first.saturating_add(per_block).saturating_sub(1);
         return u64::from(group == first || group == first.saturating_add(1) || group == last);
     }
+    let reserved = u64::from(superblock.reserved_descriptor_blocks);
     match (superblock.has_super(group), meta) {
         (false, _) => 0,
-        (true, true) => superblock.first_meta_bg.into(),
-        (true, false) => superblock.groups().div_ceil(per_block),
+        (true, true) => reserved.saturating_add(superblock.first_meta_bg.into()),
+        (true, false) => reserved.saturating_add(superblock.groups().div_ceil(per_block)),
     }
 }

@@ -123,6 +123,8 @@ pub struct Superblock {
     pub first_meta_bg: u32,
     /// `s_backup_bgs`, for `sparse_super2`.
     pub backup_groups: [u32; 2],
+    /// `s_reserved_gdt_blocks`: blocks of each descriptor table that are kept free for growth.
+    pub reserved_descriptor_blocks: u16,
     /// `s_overhead_clusters`.
     pub overhead_clusters: u32,
     /// `s_error_count`.
@@ -208,6 +210,7 @@ impl Superblock {
             unsigned_hash: raw.le32(0x160)? & 2 != 0,
             first_meta_bg: raw.le32(0x104)?,
             backup_groups: [raw.le32(0x24c)?, raw.le32(0x250)?],
+            reserved_descriptor_blocks: raw.le16(0xce)?,
             overhead_clusters: raw.le32(0x248)?,
             errors: raw.le32(0x194)?,
             checksum_seed,
