@@ -5,6 +5,7 @@ pub mod concat;
 pub mod file;
 pub mod mapped;
 pub mod memory;
+pub mod overlay;
 pub mod window;
 
 use std::fs::File;

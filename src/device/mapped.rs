@@ -130,7 +130,7 @@ pub fn extent_of(mapping: &dyn Mapping, offset: u64) -> Result<Extent> {
     Ok(Extent { stored: run.place != Place::Hole, len: run.len.min(rest) })
 }
 
-fn part_of(buf: &mut [u8], at: u64, len: u64) -> Result<&mut [u8]> {
+pub(super) fn part_of(buf: &mut [u8], at: u64, len: u64) -> Result<&mut [u8]> {
     let start = usize::try_from(at).map_err(|_| Error::Invalid)?;
     let len = usize::try_from(len).map_err(|_| Error::Invalid)?;
     start.checked_add(len).and_then(|end| buf.get_mut(start..end)).ok_or(Error::Invalid)

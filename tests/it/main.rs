@@ -2,4 +2,5 @@
 
 mod ext;
 mod fat;
+mod overlay;
 mod volumes;

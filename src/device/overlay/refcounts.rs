@@ -1,0 +1,309 @@
+//! Which clusters of the file are in use, and the allocation of new ones.
+//!
+//! ```text
+//!   refcount table:  block 0 | block 1 | -       | ...     positions of the blocks; 0 where there is none
+//!   block:           1 1 1 1 1 0 0 ...                     one 16-bit count a cluster of the file
+//! ```
+//! All counts are in memory, but a block in which every cluster is used (and nearly all are, in a
+//! file that only grows) takes no room there. A new block lies in the first free cluster of the
+//! range that it covers, and so counts itself.
+
+use std::collections::BTreeSet;
+
+use super::geometry::{ENTRY, Geometry, from_bytes, to_bytes};
+use super::header::{Header, OVERLAY, TablePlace};
+use super::store::{Store, host};
+use crate::error::{Error, Result};
+
+/// Clusters of the file, one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Clusters {
+    pub first: u64,
+    pub count: u64,
+}
+
+enum Block {
+    Absent,
+    /// Every count is 1.
+    Full,
+    Counts(Box<[u16]>),
+}
+
+/// The counts, as they will be in the file.
+pub(super) struct Refcounts {
+    geometry: Geometry,
+    place: TablePlace,
+    /// Positions of the blocks, bytes.
+    table: Vec<u64>,
+    blocks: Vec<Block>,
+    /// Blocks whose counts differ from the file's.
+    dirty: BTreeSet<usize>,
+    /// Table entries that differ from the file's.
+    dirty_entries: BTreeSet<usize>,
+    /// Former places of the table, while the header does not lead to the present one yet.
+    moved_from: Vec<Clusters>,
+    /// No cluster before this one is free.
+    cursor: u64,
+    /// Clusters that the file may have.
+    max_clusters: u64,
+    used: u64,
+}
+
+/// What a flush writes of the counts. Blocks first; the table leads to them, so it comes after a sync.
+#[derive(Default)]
+pub(super) struct RefcountWrites {
+    pub blocks: Vec<(u64, Vec<u8>)>,
+    /// Entries of the table in the file.
+    pub entries: Vec<(u64, u64)>,
+    /// The whole new table, and where the header must lead.
+    pub moved: Option<(Vec<u8>, TablePlace)>,
+    dirty: BTreeSet<usize>,
+    dirty_entries: BTreeSet<usize>,
+}
+
+impl Refcounts {
+    /// Reads all counts of the file.
+    pub fn read(store: &dyn Store, header: &Header, max_size: Option<u64>) -> Result<Self> {
+        let geometry = header.geometry;
+        let io = |error| host("reading the overlay's refcounts", error);
+        let file_size = store.size().map_err(io)?;
+        // At most 8 MiB, inside the file: the header was checked.
+        let table_len = usize::try_from(header.refcounts.entries.saturating_mul(ENTRY)).map_err(|_| Error::Invalid)?;
+        let mut table = vec![0; table_len];
+        store.read_at(&mut table, header.refcounts.offset).map_err(io)?;
+        let table = from_bytes(&table);
+        let mut seen = BTreeSet::new();
+        let mut blocks = Vec::with_capacity(table.len());
+        let mut used = 0u64;
+        let mut bytes = vec![0; geometry.cluster_len()];
+        for at in &table {
+            if *at == 0 {
+                blocks.push(Block::Absent);
+                continue;
+            }
+            let inside = at.checked_add(geometry.cluster_size()).is_some_and(|end| end <= file_size);
+            // Each block once: or a small file could ask for 4 GiB of reading.
+            if geometry.within(*at) != 0 || !inside || !seen.insert(*at) {
+                return Err(Error::corrupt(OVERLAY, "refcount table", header.refcounts.offset));
+            }
+            store.read_at(&mut bytes, *at).map_err(io)?;
+            let counts: Vec<u16> = bytes.as_chunks::<2>().0.iter().map(|count| u16::from_be_bytes(*count)).collect();
+            used = used.saturating_add(counts.iter().filter(|count| **count != 0).count() as u64);
+            let full = counts.iter().all(|count| *count == 1);
+            blocks.push(if full { Block::Full } else { Block::Counts(counts.into()) });
+        }
+        Ok(Self {
+            geometry,
+            place: header.refcounts,
+            table,
+            blocks,
+            dirty: BTreeSet::new(),
+            dirty_entries: BTreeSet::new(),
+            moved_from: Vec::new(),
+            cursor: 0,
+            max_clusters: max_size.map_or(u64::MAX, |size| geometry.cluster(size)),
+            used,
+        })
+    }
+
+    /// Clusters in use.
+    pub fn used(&self) -> u64 {
+        self.used
+    }
+
+    /// References to a cluster.
+    pub fn count(&self, cluster: u64) -> u16 {
+        match self.blocks.get(self.geometry.block_index(cluster)) {
+            Some(Block::Counts(counts)) => counts.get(self.geometry.count_index(cluster)).copied().unwrap_or(0),
+            Some(Block::Full) => 1,
+            _ => 0,
+        }
+    }
+
+    /// The table itself and the blocks: clusters that the counts take.
+    pub fn own_clusters(&self) -> impl Iterator<Item = u64> {
+        let first = self.geometry.cluster(self.place.offset);
+        let table = first..first.saturating_add(self.geometry.clusters(self.place.entries.saturating_mul(ENTRY)));
+        table.chain(self.table.iter().filter(|at| **at != 0).map(|at| self.geometry.cluster(*at)))
+    }
+
+    /// Every cluster in use, ascending, with its count.
+    pub fn counted(&self) -> impl Iterator<Item = (u64, u16)> {
+        self.blocks.iter().enumerate().flat_map(move |(index, block)| {
+            let start = self.geometry.block_start(index);
+            let covered = if matches!(block, Block::Absent) { 0 } else { self.geometry.counts() };
+            (start..start.saturating_add(covered))
+                .map(|cluster| (cluster, self.count(cluster)))
+                .filter(|(_, count)| *count != 0)
+        })
+    }
+
+    /// Sets the count of a cluster that some block covers.
+    fn set(&mut self, cluster: u64, value: u16) {
+        let index = self.geometry.block_index(cluster);
+        let Some(block) = self.blocks.get_mut(index) else { return };
+        if matches!(block, Block::Full) {
+            let len = usize::try_from(self.geometry.counts()).unwrap_or(0);
+            *block = Block::Counts(vec![1; len].into());
+        }
+        let Block::Counts(counts) = block else { return };
+        let Some(count) = counts.get_mut(self.geometry.count_index(cluster)) else { return };
+        if *count == 0 && value != 0 {
+            self.used = self.used.saturating_add(1);
+        } else if *count != 0 && value == 0 {
+            self.used = self.used.saturating_sub(1);
+        }
+        *count = value;
+        self.dirty.insert(index);
+    }
+
+    /// Takes up to `want` free clusters that lie together; at least one. They are counted at once.
+    pub fn allocate(&mut self, want: u64) -> Result<Clusters> {
+        loop {
+            let index = self.geometry.block_index(self.cursor);
+            if self.cursor >= self.max_clusters {
+                return Err(Error::NoSpace);
+            }
+            match self.blocks.get_mut(index) {
+                None => self.grow_table()?,
+                Some(Block::Absent) => self.add_block(index),
+                Some(Block::Full) => self.cursor = self.geometry.block_start(index.saturating_add(1)),
+                Some(Block::Counts(counts)) => {
+                    let from = self.geometry.count_index(self.cursor);
+                    let Some(free) = counts.iter().skip(from).position(|count| *count == 0) else {
+                        if counts.iter().all(|count| *count == 1) {
+                            self.blocks.get_mut(index).into_iter().for_each(|block| *block = Block::Full);
+                        }
+                        self.cursor = self.geometry.block_start(index.saturating_add(1));
+                        continue;
+                    };
+                    let first = self.cursor.saturating_add(free as u64);
+                    let room = want.min(self.max_clusters.saturating_sub(first));
+                    let lengths = counts.iter().skip(from.saturating_add(free)).zip(0..room);
+                    let count = lengths.take_while(|(count, _)| **count == 0).count() as u64;
+                    if count == 0 {
+                        return Err(Error::NoSpace);
+                    }
+                    let end = first.saturating_add(count);
+                    (first..end).for_each(|cluster| self.set(cluster, 1));
+                    self.cursor = end;
+                    return Ok(Clusters { first, count });
+                }
+            }
+        }
+    }
+
+    /// Gives clusters back to which nothing in the file leads.
+    pub fn free(&mut self, clusters: Clusters) {
+        let end = clusters.first.saturating_add(clusters.count);
+        (clusters.first..end).for_each(|cluster| self.set(cluster, 0));
+        self.cursor = self.cursor.min(clusters.first);
+    }
+
+    /// Gives back every cluster that is not among these, which are ascending.
+    pub fn free_all_but(&mut self, used: &[u64]) {
+        let mut used = used.iter().copied().peekable();
+        let mut unused = Vec::new();
+        for (cluster, _) in self.counted() {
+            while used.next_if(|next| *next < cluster).is_some() {}
+            if used.peek() != Some(&cluster) {
+                unused.push(cluster);
+            }
+        }
+        for first in unused {
+            self.free(Clusters { first, count: 1 });
+        }
+    }
+
+    /// A block for the range that the cursor has come to, in the cluster at the cursor.
+    fn add_block(&mut self, index: usize) {
+        let at = self.geometry.start(self.cursor);
+        let len = usize::try_from(self.geometry.counts()).unwrap_or(0);
+        if let (Some(block), Some(entry)) = (self.blocks.get_mut(index), self.table.get_mut(index)) {
+            *block = Block::Counts(vec![0; len].into());
+            *entry = at;
+        }
+        self.set(self.cursor, 1);
+        self.dirty_entries.insert(index);
+        self.cursor = self.cursor.saturating_add(1);
+    }
+
+    /// Moves the table to a place half as big again, behind everything that it covers now.
+    fn grow_table(&mut self) -> Result<()> {
+        let per_cluster = self.geometry.entries();
+        let old_len = self.table.len();
+        let start = self.geometry.block_start(old_len);
+        let old_clusters = self.geometry.clusters(self.place.entries.saturating_mul(ENTRY));
+        let clusters = old_clusters.saturating_add(old_clusters / 2).saturating_add(1);
+        let entries = clusters.saturating_mul(per_cluster);
+        // Blocks for the new table and for themselves; a block covers far more than it takes.
+        let mut blocks = 1u64;
+        while blocks.saturating_mul(self.geometry.counts()) < clusters.saturating_add(blocks) {
+            blocks = blocks.saturating_add(1);
+        }
+        let end = start.saturating_add(blocks).saturating_add(clusters);
+        let fits = entries.saturating_mul(ENTRY) <= super::header::MAX_REFCOUNT_TABLE;
+        if !fits || end > self.max_clusters {
+            return Err(Error::NoSpace);
+        }
+        let len = usize::try_from(entries).map_err(|_| Error::NoSpace)?;
+        self.table.resize(len, 0);
+        self.blocks.resize_with(len, || Block::Absent);
+        let counts = usize::try_from(self.geometry.counts()).unwrap_or(0);
+        for number in 0..blocks {
+            let index = old_len.saturating_add(usize::try_from(number).unwrap_or(usize::MAX));
+            if let (Some(block), Some(entry)) = (self.blocks.get_mut(index), self.table.get_mut(index)) {
+                *block = Block::Counts(vec![0; counts].into());
+                *entry = self.geometry.start(start.saturating_add(number));
+            }
+        }
+        (start..end).for_each(|cluster| self.set(cluster, 1));
+        self.moved_from.push(Clusters { first: self.geometry.cluster(self.place.offset), count: old_clusters });
+        self.place = TablePlace { offset: self.geometry.start(start.saturating_add(blocks)), entries };
+        self.cursor = end;
+        Ok(())
+    }
+
+    /// True when a flush has something to write.
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty() || !self.dirty_entries.is_empty() || !self.moved_from.is_empty()
+    }
+
+    /// What differs from the file now; taken as written until [`Refcounts::failed`].
+    pub fn take_writes(&mut self) -> RefcountWrites {
+        let dirty = std::mem::take(&mut self.dirty);
+        let dirty_entries = std::mem::take(&mut self.dirty_entries);
+        let block = |index: &usize| {
+            let counts: Vec<u8> = match self.blocks.get(*index)? {
+                Block::Counts(counts) => counts.iter().flat_map(|count| count.to_be_bytes()).collect(),
+                Block::Full => [0, 1].repeat(usize::try_from(self.geometry.counts()).unwrap_or(0)),
+                Block::Absent => return None,
+            };
+            Some((*self.table.get(*index)?, counts))
+        };
+        let blocks = dirty.iter().filter_map(block).collect();
+        let moved = (!self.moved_from.is_empty()).then(|| (to_bytes(&self.table), self.place));
+        let entry = |index: &usize| {
+            let at = self.place.offset.saturating_add((*index as u64).saturating_mul(ENTRY));
+            Some((at, *self.table.get(*index)?))
+        };
+        let entries = if moved.is_some() { Vec::new() } else { dirty_entries.iter().filter_map(entry).collect() };
+        RefcountWrites { blocks, entries, moved, dirty, dirty_entries }
+    }
+
+    /// The writes are on stable storage.
+    pub fn done(&mut self, writes: &RefcountWrites) {
+        let Some((_, place)) = &writes.moved else { return };
+        let now = self.geometry.cluster(place.offset);
+        // The table may have moved on since: then the file's one is the place that it moved from.
+        let (kept, old) = std::mem::take(&mut self.moved_from).into_iter().partition(|old| old.first == now);
+        self.moved_from = kept;
+        let _: () = Vec::into_iter(old).for_each(|old| self.free(old));
+    }
+
+    /// The writes did not all get there.
+    pub fn failed(&mut self, writes: RefcountWrites) {
+        self.dirty.extend(writes.dirty);
+        self.dirty_entries.extend(writes.dirty_entries);
+    }
+}

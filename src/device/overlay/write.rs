@@ -1,0 +1,331 @@
+//! Writing and flushing.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::header::REFCOUNT_TABLE_FIELD;
+use super::refcounts::{Clusters, RefcountWrites};
+use super::store::host;
+use super::tables::{Spot, TableWrites};
+use super::{Overlay, read_guard, write_guard};
+use crate::device::{BlockWrite, check_range};
+use crate::error::{Error, Result};
+
+/// New clusters are written in groups of at most this many bytes.
+const MAX_GROUP: u64 = 1 << 20;
+
+/// Clusters of the disk that some thread is writing for the first time.
+#[derive(Default)]
+pub(super) struct Claims {
+    /// [first, end) each; as many as there are writers.
+    taken: Mutex<Vec<(u64, u64)>>,
+    released: Condvar,
+}
+
+/// Held by the one who writes the clusters.
+struct Claim<'a> {
+    claims: &'a Claims,
+    first: u64,
+    end: u64,
+}
+
+impl Claims {
+    /// Claims clusters from `first`, at most to `end`; waits for the first one.
+    fn take(&self, first: u64, end: u64) -> Claim<'_> {
+        let mut taken = lock(&self.taken);
+        while taken.iter().any(|(from, to)| (*from..*to).contains(&first)) {
+            taken = self.released.wait(taken).unwrap_or_else(PoisonError::into_inner);
+        }
+        let end = taken.iter().filter(|(from, _)| *from > first).fold(end, |end, (from, _)| end.min(*from));
+        taken.push((first, end));
+        Claim { claims: self, first, end }
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        lock(&self.claims.taken).retain(|claim| *claim != (self.first, self.end));
+        self.claims.released.notify_all();
+    }
+}
+
+/// Flushes of several threads become one.
+#[derive(Default)]
+pub(super) struct Flushes {
+    state: Mutex<FlushState>,
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct FlushState {
+    asked: u64,
+    /// Every flush that was asked for up to this one is done.
+    done: u64,
+    running: bool,
+}
+
+/// Where a group of new clusters goes.
+struct Target {
+    clusters: Clusters,
+    /// Allocated for this write, and to be given back when it fails.
+    allocated: bool,
+}
+
+impl BlockWrite for Overlay {
+    fn write_all_at(&self, mut buf: &[u8], mut offset: u64) -> Result<()> {
+        check_range(buf.len(), offset, self.size)?;
+        self.check_writable()?;
+        while !buf.is_empty() {
+            let found = self.find(offset, buf.len() as u64)?;
+            let len = usize::try_from(found.len).unwrap_or(usize::MAX).min(buf.len());
+            let (now, _) = buf.split_at(len);
+            let written = match found.spot {
+                Spot::Data { at, shared: false } => {
+                    self.write_own(now, at)?;
+                    len
+                }
+                Spot::Data { at, shared: true } => {
+                    return Err(Error::corrupt(super::OVERLAY, "L2 entry (COPIED flag)", at));
+                }
+                Spot::Base | Spot::Zero { .. } => self.write_new(now, offset)?,
+            };
+            buf = buf.get(written..).unwrap_or_default();
+            offset = offset.saturating_add(written as u64);
+        }
+        if read_guard(&self.tables).is_crowded() {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        let mut state = lock(&self.flushes.state);
+        state.asked = state.asked.saturating_add(1);
+        let ticket = state.asked;
+        while state.running && state.done < ticket {
+            state = self.flushes.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.done >= ticket {
+            return Ok(());
+        }
+        state.running = true;
+        let covers = state.asked;
+        drop(state);
+        let result = self.write_back();
+        let mut state = lock(&self.flushes.state);
+        state.running = false;
+        if result.is_ok() {
+            state.done = state.done.max(covers);
+        }
+        self.flushes.ended.notify_all();
+        result
+    }
+}
+
+impl Overlay {
+    pub(super) fn check_writable(&self) -> Result<()> {
+        if self.failed.load(Ordering::Acquire) {
+            let why = std::io::Error::other("the host failed to keep earlier writes");
+            return Err(Error::io(self.name.clone(), why));
+        }
+        self.unwritable.clone().map_or(Ok(()), Err)
+    }
+
+    /// Writes to the overlay's own file.
+    fn write_own(&self, part: &[u8], at: u64) -> Result<()> {
+        let result = self.store.write_at(part, at).map_err(|error| host(&self.name, error));
+        // Only now: a sync that began before this write ended does not cover it.
+        self.unsynced.store(true, Ordering::Release);
+        result?;
+        self.file_end.fetch_max(at.saturating_add(part.len() as u64), Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Writes to clusters that the overlay lacked a moment ago, and says how many bytes it took:
+    /// none when another thread was first.
+    fn write_new(&self, buf: &[u8], offset: u64) -> Result<usize> {
+        let geometry = self.geometry;
+        let first = geometry.cluster(offset);
+        let end = offset.saturating_add(buf.len() as u64);
+        // A group is published in one L2 table.
+        let most = geometry.cluster(MAX_GROUP).max(1).min(geometry.left_in_table(first));
+        let last = geometry.cluster(end.saturating_sub(1)).saturating_add(1);
+        let claim = self.claims.take(first, last.min(first.saturating_add(most)));
+        let end = end.min(geometry.start(claim.end));
+        let found = self.find(offset, end.saturating_sub(offset))?;
+        if matches!(found.spot, Spot::Data { .. }) {
+            return Ok(0);
+        }
+        let end = end.min(offset.saturating_add(found.len));
+        let len = usize::try_from(end.saturating_sub(offset)).map_err(|_| Error::Invalid)?;
+        if is_zero(buf.get(..len).ok_or(Error::Invalid)?) {
+            if matches!(found.spot, Spot::Zero { .. }) {
+                return Ok(len);
+            }
+            if let Some(count) = self.whole_clusters(offset, end) {
+                self.make_table(first)?;
+                self.with_tables(|| write_guard(&self.tables).publish(first, count, None))?;
+                return Ok(len);
+            }
+        }
+        let target = self.place_new(first, geometry.clusters(end).saturating_sub(first), found.spot)?;
+        let end = end.min(geometry.start(first.saturating_add(target.clusters.count)));
+        let len = usize::try_from(end.saturating_sub(offset)).map_err(|_| Error::Invalid)?;
+        let now = buf.get(..len).ok_or(Error::Invalid)?;
+        if let Err(error) = self.write_group(now, offset, found.spot, target.clusters) {
+            if target.allocated {
+                write_guard(&self.tables).give_back(target.clusters);
+            }
+            return Err(error);
+        }
+        let Clusters { first: own, count } = target.clusters;
+        self.with_tables(|| write_guard(&self.tables).publish(first, count, Some(own)))?;
+        self.counters.new_clusters.fetch_add(count, Ordering::Relaxed);
+        Ok(len)
+    }
+
+    /// How many clusters the bytes are, when they are whole ones. The last one ends with the disk.
+    fn whole_clusters(&self, offset: u64, end: u64) -> Option<u64> {
+        let geometry = self.geometry;
+        let whole = geometry.within(offset) == 0 && (geometry.within(end) == 0 || end == self.size);
+        whole.then(|| geometry.clusters(end).saturating_sub(geometry.cluster(offset)))
+    }
+
+    /// Sees to it that there is an L2 table for the cluster, and room for it in the host's file system.
+    fn make_table(&self, cluster: u64) -> Result<()> {
+        let new = self.with_tables(|| write_guard(&self.tables).ensure_table(cluster))?;
+        if let Some(at) = new {
+            let size = self.geometry.cluster_size();
+            self.store.reserve(at, size).map_err(|error| host(&self.name, error))?;
+            self.file_end.fetch_max(at.saturating_add(size), Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    /// Finds clusters of the file for up to `count` of the disk.
+    fn place_new(&self, first: u64, count: u64, spot: Spot) -> Result<Target> {
+        if let Spot::Zero { ready: Some(at) } = spot {
+            let clusters = Clusters { first: self.geometry.cluster(at), count: 1 };
+            return Ok(Target { clusters, allocated: false });
+        }
+        self.make_table(first)?;
+        let clusters = write_guard(&self.tables).refcounts.allocate(count)?;
+        Ok(Target { clusters, allocated: true })
+    }
+
+    /// Writes a group of whole clusters: `now` where it goes, around it what is there already.
+    fn write_group(&self, now: &[u8], offset: u64, spot: Spot, clusters: Clusters) -> Result<()> {
+        let geometry = self.geometry;
+        let at = geometry.start(clusters.first);
+        let before = usize::try_from(geometry.within(offset)).map_err(|_| Error::Invalid)?;
+        let count = usize::try_from(clusters.count).map_err(|_| Error::Invalid)?;
+        let len = count.saturating_mul(geometry.cluster_len());
+        if before == 0 && len == now.len() {
+            return self.write_own(now, at);
+        }
+        let mut group = vec![0; len];
+        let written = before..before.saturating_add(now.len());
+        if spot == Spot::Base {
+            let start = offset.saturating_sub(before as u64);
+            let (head, rest) = group.split_at_mut(before);
+            let tail = rest.get_mut(now.len()..).unwrap_or_default();
+            self.read_below(head, start)?;
+            self.read_below(tail, offset.saturating_add(now.len() as u64))?;
+        }
+        group.get_mut(written).ok_or(Error::Invalid)?.copy_from_slice(now);
+        self.write_own(&group, at)
+    }
+
+    /// The base's bytes around a write; zeros past the end of the disk.
+    fn read_below(&self, part: &mut [u8], offset: u64) -> Result<()> {
+        let there = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX).min(part.len());
+        if there == 0 {
+            return Ok(());
+        }
+        self.read_base(part.get_mut(..there).ok_or(Error::Invalid)?, offset, false)
+    }
+
+    /// One flush, in the order that the head of `overlay` explains.
+    fn write_back(&self) -> Result<()> {
+        self.check_failed()?;
+        if !read_guard(&self.tables).is_dirty() {
+            return self.sync();
+        }
+        self.counters.flushes.fetch_add(1, Ordering::Relaxed);
+        let mut tables = write_guard(&self.tables);
+        let table_writes = tables.take_writes();
+        let refcount_writes = tables.refcounts.take_writes();
+        drop(tables);
+        let result = self.write_steps(&table_writes, &refcount_writes);
+        let mut tables = write_guard(&self.tables);
+        match result {
+            Ok(()) => {
+                tables.refcounts.done(&refcount_writes);
+                tables.done(&table_writes);
+                Ok(())
+            }
+            Err(error) => {
+                tables.refcounts.failed(refcount_writes);
+                tables.failed(table_writes);
+                Err(error)
+            }
+        }
+    }
+
+    fn write_steps(&self, tables: &TableWrites, refcounts: &RefcountWrites) -> Result<()> {
+        for (at, bytes) in refcounts.blocks.iter().chain(&tables.new) {
+            self.write_own(bytes, *at)?;
+        }
+        if let Some((table, place)) = &refcounts.moved {
+            self.write_own(table, place.offset)?;
+        }
+        self.sync()?;
+        if let Some((_, place)) = &refcounts.moved {
+            let clusters = place.entries.checked_div(self.geometry.entries()).unwrap_or(0);
+            let clusters = u32::try_from(clusters).map_err(|_| Error::Invalid)?;
+            let field = [place.offset.to_be_bytes().as_slice(), &clusters.to_be_bytes()].concat();
+            self.write_own(&field, REFCOUNT_TABLE_FIELD)?;
+            self.sync()?;
+        }
+        if !refcounts.entries.is_empty() {
+            for (at, entry) in &refcounts.entries {
+                self.write_own(&entry.to_be_bytes(), *at)?;
+            }
+            self.sync()?;
+        }
+        write_guard(&self.tables).linking(tables);
+        for (at, bytes) in &tables.changed {
+            self.write_own(bytes, *at)?;
+        }
+        for (at, entry) in &tables.l1 {
+            self.write_own(&entry.to_be_bytes(), *at)?;
+        }
+        self.sync()
+    }
+
+    pub(super) fn check_failed(&self) -> Result<()> {
+        if self.failed.load(Ordering::Acquire) { self.check_writable() } else { Ok(()) }
+    }
+
+    /// Waits for the disk, when anything was written.
+    fn sync(&self) -> Result<()> {
+        if !self.unsynced.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.store.sync().map_err(|error| {
+            // The host has dropped what it could not write: a second sync would say that all is well.
+            self.failed.store(true, Ordering::Release);
+            host(&self.name, error)
+        })
+    }
+}
+
+/// True when all bytes are zero.
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<16>();
+    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
