@@ -62,7 +62,7 @@ use super::{BlockDevice, BlockWrite, Device, Extent, check_range};
 use crate::error::{Error, Result};
 
 pub use self::binding::{Base, Binding, Hash, State};
-pub use self::check::{Info, Report, check, info};
+pub use self::check::{Info, Report, check, check_store, info};
 pub use self::commit::Progress;
 pub use self::patch::{OnDifference, PatchSummary, apply_patch};
 
@@ -480,12 +480,17 @@ impl Overlay {
 
     /// Reads `[at, at + len)` of the file.
     fn read_own(&self, part: &mut [u8], at: u64) -> Result<()> {
-        let end = at.checked_add(part.len() as u64);
-        if end.is_none_or(|end| end > self.file_end.load(Ordering::Acquire)) {
-            return Err(Error::corrupt(OVERLAY, "a cluster past the end of the file", at));
-        }
+        self.check_inside(at, part.len())?;
         self.counters.own_reads.fetch_add(1, Ordering::Relaxed);
         self.store.read_at(part, at).map_err(|error| host(&self.name, error))
+    }
+
+    /// A file that was cut short must not read as zeros, nor be written to past its end.
+    fn check_inside(&self, at: u64, len: usize) -> Result<()> {
+        match at.checked_add(len as u64) {
+            Some(end) if end <= self.file_end.load(Ordering::Acquire) => Ok(()),
+            _ => Err(Error::corrupt(OVERLAY, "a cluster past the end of the file", at)),
+        }
     }
 
     /// The base's bytes; zeros where it is shorter than the overlay.

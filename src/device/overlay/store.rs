@@ -30,11 +30,21 @@ pub trait Store: Send + Sync {
     fn sync(&self) -> io::Result<()>;
 }
 
+/// What a sync waits for.
+#[derive(Clone, Copy)]
+enum Durable {
+    /// The bytes.
+    Data,
+    /// The bytes and the modification time.
+    All,
+    /// Nothing: the file is gone after a crash anyway.
+    Nothing,
+}
+
 /// A file of the host.
 pub struct HostStore {
     file: File,
-    /// False for a file that is gone after a crash anyway: nothing waits for the disk.
-    durable: bool,
+    durable: Durable,
 }
 
 impl HostStore {
@@ -42,7 +52,7 @@ impl HostStore {
     pub fn open(path: &Path) -> Result<Self> {
         let file = regular(path, File::options().read(true).write(true))?;
         lock(&file, path, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(Self { file, durable: true })
+        Ok(Self { file, durable: Durable::Data })
     }
 
     /// Opens an overlay to look at it. With `exclude`, not while someone writes to it.
@@ -51,7 +61,7 @@ impl HostStore {
         if exclude {
             lock(&file, path, FlockOperation::NonBlockingLockShared)?;
         }
-        Ok(Self { file, durable: true })
+        Ok(Self { file, durable: Durable::Data })
     }
 
     /// A new file, locked; there must be none of this name.
@@ -59,20 +69,20 @@ impl HostStore {
         let file = File::options().read(true).write(true).create_new(true).open(path);
         let file = file.map_err(|error| host(&path.display().to_string(), error))?;
         lock(&file, path, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(Self { file, durable: true })
+        Ok(Self { file, durable: Durable::Data })
     }
 
     /// A file in `folder` that has no name and goes when it is closed.
     pub fn unnamed(folder: &Path) -> Result<Self> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         if let Ok(file) = rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR) {
-            return Ok(Self { file: file.into(), durable: false });
+            return Ok(Self { file: file.into(), durable: Durable::Nothing });
         }
         // A file system without nameless files.
         let path = super::temporary_name(&folder.join("imgfs.snapshot"));
         let store = Self::create(&path)?;
         std::fs::remove_file(&path).map_err(|error| host(&path.display().to_string(), error))?;
-        Ok(Self { durable: false, ..store })
+        Ok(Self { durable: Durable::Nothing, ..store })
     }
 
     /// Opens the base itself for writing: the only place where that happens, for the commit that a
@@ -81,7 +91,8 @@ impl HostStore {
         let file = File::options().read(true).write(true).open(path);
         let file = file.map_err(|error| host(&path.display().to_string(), error))?;
         lock(&file, path, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(Self { file, durable: true })
+        // The overlay will know the base by its time.
+        Ok(Self { file, durable: Durable::All })
     }
 }
 
@@ -160,7 +171,11 @@ impl Store for HostStore {
     }
 
     fn sync(&self) -> io::Result<()> {
-        if self.durable { Ok(rustix::fs::fdatasync(&self.file)?) } else { Ok(()) }
+        match self.durable {
+            Durable::Data => Ok(rustix::fs::fdatasync(&self.file)?),
+            Durable::All => self.file.sync_all(),
+            Durable::Nothing => Ok(()),
+        }
     }
 }
 

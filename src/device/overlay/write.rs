@@ -81,6 +81,7 @@ impl BlockWrite for Overlay {
             let (now, _) = buf.split_at(len);
             let written = match found.spot {
                 Spot::Data { at, shared: false } => {
+                    self.check_inside(at, len)?;
                     self.write_own(now, at)?;
                     len
                 }
