@@ -365,3 +365,710 @@ fn a_power_cut_at_any_write_leaves_a_sound_overlay_with_all_that_was_flushed() {
     println!("{cuts} cuts, {seen_by_qemu} of them seen by qemu-img");
     assert!(cuts > 1000 && seen_by_qemu > 50);
 }
+
+/// Lets a number of operations through, over all stores that share it; then the power is gone.
+struct Limited {
+    store: Box<dyn Store>,
+    left: Arc<AtomicU64>,
+}
+
+impl Limited {
+    fn step(&self) -> io::Result<()> {
+        match self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(io::Error::other("the power is gone")),
+        }
+    }
+}
+
+impl Store for Limited {
+    fn size(&self) -> io::Result<u64> {
+        self.store.size()
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.store.read_at(buf, offset)
+    }
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        if let Err(error) = self.step() {
+            // The write that was under way got half of its bytes there.
+            if self.left.swap(u64::MAX, Ordering::SeqCst) == 0 {
+                self.store.write_at(&buf[..buf.len() / 2 / 512 * 512], offset)?;
+                self.left.store(0, Ordering::SeqCst);
+            }
+            return Err(error);
+        }
+        self.store.write_at(buf, offset)
+    }
+    fn set_size(&self, size: u64) -> io::Result<()> {
+        self.step()?;
+        self.store.set_size(size)
+    }
+    fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.store.reserve(offset, len)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.step()?;
+        self.store.sync()
+    }
+}
+
+fn commit(file: &Path, disk: &Path, operations: u64) -> Result<u64> {
+    let base = base_of(disk);
+    let left = Arc::new(AtomicU64::new(operations));
+    let limited = |path: &Path| Limited { store: Box::new(HostStore::open(path).unwrap()), left: left.clone() };
+    let overlay = Overlay::open_in(Box::new(limited(file)), file, &base, &Options::default())?;
+    overlay.commit_in_place_through(&limited(disk), &mut |_, _| {})?;
+    Ok(operations - left.load(Ordering::SeqCst))
+}
+
+#[test]
+fn a_commit_in_place_that_is_interrupted_at_any_write_is_finished_by_the_next() {
+    let mut interrupted = 0;
+    for (seed, size, writes) in [(1, 737_280, 40), (2, 5_000_003, 40), (3, 12 << 20, 60)] {
+        let folder = Folder::new("commit");
+        let (disk, file) = (folder.path("disk.img"), folder.path("disk.overlay.qcow2"));
+        let (disk_before, file_before) = (folder.path("disk.before"), folder.path("overlay.before"));
+        let mut model = make_base(&disk, size, seed);
+        let untouched = model.clone();
+        let overlay = Overlay::create(&file, &base_of(&disk), &Options::default()).unwrap();
+        let mut random = seeded(seed);
+        for _ in 0..writes {
+            random_write(&mut random, &mut model, &mut |data, at| overlay.write_all_at(data, at));
+        }
+        overlay.close().unwrap();
+        qemu_ok("cp", &["-p", text(&disk), text(&disk_before)]);
+        qemu_ok("cp", &["-p", text(&file), text(&file_before)]);
+        let restore = || {
+            qemu_ok("cp", &["-p", text(&disk_before), text(&disk)]);
+            qemu_ok("cp", &["-p", text(&file_before), text(&file)]);
+        };
+        let all = commit(&file, &disk, 1_000_000).unwrap();
+        assert!(all > 20, "{all} operations");
+        for operations in 0..all {
+            restore();
+            commit(&file, &disk, operations).unwrap_err();
+            interrupted += 1;
+            // Whatever came of it, the flat view is whole, and a second interruption does no harm.
+            let overlay = Overlay::open(&file, &base_of(&disk), &Options::default()).unwrap();
+            assert!(read_all(&overlay) == model, "seed {seed}, {operations} operations");
+            drop(overlay);
+            if operations % 3 == 0 {
+                drop(commit(&file, &disk, operations / 2));
+            }
+            commit(&file, &disk, 1_000_000).unwrap();
+            assert!(std::fs::read(&disk).unwrap() == model, "seed {seed}, {operations} operations");
+            check_clean(&file);
+            let overlay = Overlay::open(&file, &base_of(&disk), &Options::default()).unwrap();
+            assert_eq!(overlay.changed_runs().count(), 0);
+            assert!(read_all(&overlay) == model);
+        }
+        // While the base is half written, nothing else may be put in its place.
+        restore();
+        commit(&file, &disk, all / 2).unwrap_err();
+        let half_written = std::fs::read(&disk).unwrap();
+        assert!(half_written != untouched && half_written != model);
+        let overlay = Overlay::open(&file, &base_of(&disk), &Options::default()).unwrap();
+        let error = overlay.write_all_at(b"x", 0).unwrap_err().to_string();
+        assert!(error.contains("a commit in place was interrupted; run it again to finish it"), "{error}");
+        assert!(overlay.discard().is_err());
+        std::fs::write(&disk, vec![3; size]).unwrap();
+        let error = Overlay::open(&file, &base_of(&disk), &Options::default()).err().unwrap().to_string();
+        assert!(error.contains("is not the base that an interrupted commit was writing to"), "{error}");
+    }
+    println!("{interrupted} interruptions");
+}
+
+/// Records what is done to one of two files.
+struct Both {
+    store: HostStore,
+    which: usize,
+    steps: Arc<Mutex<Vec<(usize, Step, std::time::SystemTime)>>>,
+    disk: PathBuf,
+}
+
+impl Both {
+    fn note(&self, step: Step) {
+        let time = std::fs::metadata(&self.disk).unwrap().modified().unwrap();
+        self.steps.lock().unwrap().push((self.which, step, time));
+    }
+}
+
+impl Store for Both {
+    fn size(&self) -> io::Result<u64> {
+        self.store.size()
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.store.read_at(buf, offset)
+    }
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.store.write_at(buf, offset)?;
+        self.note(Step::Write(offset, buf.to_vec()));
+        Ok(())
+    }
+    fn set_size(&self, size: u64) -> io::Result<()> {
+        self.store.set_size(size)?;
+        self.note(Step::Size(size));
+        Ok(())
+    }
+    fn reserve(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.note(Step::Sync);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_power_cut_during_a_commit_in_place_is_made_good_by_the_next() {
+    let mut cuts = 0;
+    for (seed, size) in [(1, 737_280), (2, 9_000_001)] {
+        let folder = Folder::new("commit-power");
+        let (disk, file) = (folder.path("disk.img"), folder.path("disk.overlay.qcow2"));
+        let mut model = make_base(&disk, size, seed);
+        let untouched = model.clone();
+        let first_time = std::fs::metadata(&disk).unwrap().modified().unwrap();
+        let overlay = Overlay::create(&file, &base_of(&disk), &Options::default()).unwrap();
+        let mut random = seeded(seed);
+        for _ in 0..40 {
+            random_write(&mut random, &mut model, &mut |data, at| overlay.write_all_at(data, at));
+        }
+        overlay.close().unwrap();
+        let overlay_before = std::fs::read(&file).unwrap();
+        let steps = Arc::new(Mutex::new(Vec::new()));
+        let both = |path: &Path, which| Both {
+            store: HostStore::open(path).unwrap(),
+            which,
+            steps: steps.clone(),
+            disk: disk.clone(),
+        };
+        let overlay = Overlay::open_in(Box::new(both(&file, 0)), &file, &base_of(&disk), &Options::default()).unwrap();
+        overlay.commit_in_place_through(&both(&disk, 1), &mut |_, _| {}).unwrap();
+        let steps = steps.lock().unwrap().clone();
+        for cut in 0..=steps.len() {
+            for disorder in 0..4 {
+                let mut files = [(overlay_before.clone(), Vec::new()), (untouched.clone(), Vec::new())];
+                let mut time = first_time;
+                for (which, step, then) in &steps[..cut] {
+                    let (safe, rest) = &mut files[*which];
+                    match step {
+                        Step::Sync => {
+                            rest.drain(..).for_each(|step| apply(safe, &step));
+                            // The time of the base is on the disk when the base was synced.
+                            time = if *which == 1 { *then } else { time };
+                        }
+                        step => rest.push(step.clone()),
+                    }
+                }
+                for (safe, rest) in &mut files {
+                    let mut rest = std::mem::take(rest);
+                    if disorder > 0 {
+                        rest = rest.iter().flat_map(|step| torn(step, &mut random)).collect();
+                        rest.sort_by_cached_key(|_| random.next());
+                    }
+                    rest.iter().for_each(|step| apply(safe, step));
+                }
+                std::fs::write(&file, &files[0].0).unwrap();
+                std::fs::write(&disk, &files[1].0).unwrap();
+                std::fs::File::options().write(true).open(&disk).unwrap().set_modified(time).unwrap();
+                let overlay = Overlay::open(&file, &base_of(&disk), &Options::default())
+                    .unwrap_or_else(|error| panic!("seed {seed}, cut {cut} of {}: {error}", steps.len()));
+                assert!(read_all(&overlay) == model, "seed {seed}, cut {cut}");
+                overlay.commit_in_place(&mut |_, _| {}).unwrap();
+                assert!(std::fs::read(&disk).unwrap() == model, "seed {seed}, cut {cut}");
+                let report = overlay::check(&file).unwrap();
+                assert_eq!((report.error_count, report.leaks, report.data_clusters), (0, 0, 0));
+                cuts += 1;
+            }
+        }
+    }
+    println!("{cuts} cuts");
+}
+
+#[test]
+fn a_commit_to_a_new_image_is_sparse_whole_and_replaces_nothing() {
+    let folder = Folder::new("new");
+    let (disk, file) = (folder.path("disk.img"), folder.path("disk.overlay.qcow2"));
+    let mut model = make_base(&disk, 8_000_001, 5);
+    model[1 << 20..3 << 20].fill(0);
+    std::fs::write(&disk, &model).unwrap();
+    let before = hash(&disk);
+    let overlay = Overlay::create(&file, &base_of(&disk), &Options::default()).unwrap();
+    let mut random = seeded(7);
+    for _ in 0..50 {
+        random_write(&mut random, &mut model, &mut |data, at| overlay.write_all_at(data, at));
+    }
+    let (raw, qcow2) = (folder.path("new.img"), folder.path("new.qcow2"));
+    let mut last = (0, 0);
+    overlay.commit_to_raw(&raw, &mut |done, total| last = (done, total)).unwrap();
+    assert_eq!(last, (8_000_001, 8_000_001));
+    assert!(std::fs::read(&raw).unwrap() == model);
+    let blocks = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&raw).unwrap()) * 512;
+    assert!(blocks < 7_000_000, "{blocks} bytes are taken");
+    overlay.commit_to_qcow2(&qcow2, &mut |_, _| {}).unwrap();
+    qemu_ok("qemu-img", &["check", "-f", "qcow2", text(&qcow2)]);
+    assert!(flat_by_qemu(&folder, &qcow2, model.len()) == model);
+    let error = overlay.commit_to_raw(&disk, &mut |_, _| {}).unwrap_err().to_string();
+    assert!(error.contains("exists"), "{error}");
+    assert_eq!(hash(&disk), before, "the base was changed");
+    let names = std::fs::read_dir(&folder.0).unwrap().count();
+    assert_eq!(names, 4, "a temporary file was left");
+}
+
+#[test]
+fn a_discard_leaves_an_empty_overlay_wherever_it_is_interrupted() {
+    let folder = Folder::new("discard");
+    let (disk, file, kept) = (folder.path("disk.img"), folder.path("o.qcow2"), folder.path("kept"));
+    let bytes = make_base(&disk, 3 << 20, 5);
+    let overlay = Overlay::create(&file, &base_of(&disk), &Options::default()).unwrap();
+    let empty = std::fs::metadata(&file).unwrap().len();
+    overlay.write_all_at(&vec![7; 1 << 20], 777).unwrap();
+    overlay.close().unwrap();
+    qemu_ok("cp", &[text(&file), text(&kept)]);
+    let discard = |operations| {
+        let store =
+            Limited { store: Box::new(HostStore::open(&file).unwrap()), left: Arc::new(AtomicU64::new(operations)) };
+        Overlay::open_in(Box::new(store), &file, &base_of(&disk), &Options::default()).unwrap().discard()
+    };
+    let mut operations = 0;
+    loop {
+        qemu_ok("cp", &[text(&kept), text(&file)]);
+        let done = discard(operations).is_ok();
+        let overlay = Overlay::open(&file, &base_of(&disk), &Options::default()).unwrap();
+        let found = read_all(&overlay);
+        assert!(found == bytes || (operations < 3 && found[777] == 7), "{operations} operations");
+        overlay.close().unwrap();
+        check_clean(&file);
+        if done {
+            break;
+        }
+        operations += 1;
+    }
+    assert!(operations > 5);
+    assert_eq!(std::fs::metadata(&file).unwrap().len(), empty);
+}
+
+#[test]
+fn overlays_that_qemu_writes_are_read_and_written_on() {
+    for (name, options) in
+        [("default", "cluster_size=65536"), ("small", "cluster_size=512"), ("4k", "cluster_size=4096")]
+    {
+        let folder = Folder::new(name);
+        let (disk, file) = (folder.path("disk.img"), folder.path("by-qemu.qcow2"));
+        let mut model = make_base(&disk, 24 << 20, 9);
+        let before = hash(&disk);
+        qemu_ok(
+            "qemu-img",
+            &["create", "-q", "-f", "qcow2", "-o", options, "-b", "disk.img", "-F", "raw", text(&file)],
+        );
+        let mut random = seeded(4);
+        let write = |path: &Path, model: &mut Vec<u8>, random: &mut Random| {
+            let mut commands = vec!["-f".to_owned(), "qcow2".to_owned()];
+            for _ in 0..30 {
+                let (value, len) = (random.below(256), 1 + random.below(90_000));
+                let at = random.below(model.len() as u64 - len);
+                let zeros = random.below(4) == 0;
+                let command =
+                    if zeros { format!("write -z {at} {len}") } else { format!("write -P {value} {at} {len}") };
+                commands.extend(["-c".to_owned(), command]);
+                model[at as usize..(at + len) as usize].fill(if zeros { 0 } else { value as u8 });
+            }
+            commands.push(text(path).to_owned());
+            qemu_ok("qemu-io", &commands.iter().map(String::as_str).collect::<Vec<_>>());
+        };
+        write(&file, &mut model, &mut random);
+        for _ in 0..3 {
+            let overlay = Overlay::open(&file, &base_of(&disk), &Options::default()).unwrap();
+            assert!(overlay.binding().is_none());
+            assert!(read_all(&overlay) == model, "{name}: what qemu-io wrote");
+            for _ in 0..40 {
+                random_write(&mut random, &mut model, &mut |data, at| overlay.write_all_at(data, at));
+            }
+            // Past what the refcount table of a file with small clusters covers.
+            let data = random.bytes(5 << 20);
+            let at = random.below(18 << 20) as usize;
+            overlay.write_all_at(&data, at as u64).unwrap();
+            model[at..at + data.len()].copy_from_slice(&data);
+            overlay.close().unwrap();
+            check_clean(&file);
+            assert!(flat_by_qemu(&folder, &file, model.len()) == model, "{name}: what we wrote");
+            write(&file, &mut model, &mut random);
+        }
+        let overlay = Overlay::open(&file, &base_of(&disk), &Options::default()).unwrap();
+        let error = overlay.commit_in_place(&mut |_, _| {}).unwrap_err().to_string();
+        assert!(error.contains("another tool made"), "{error}");
+        assert_eq!(hash(&disk), before, "the base was changed");
+
+        // And the same with an overlay of ours, which stays bound through qemu's writes.
+        let (ours, mut model) = (folder.path("ours.qcow2"), std::fs::read(&disk).unwrap());
+        Overlay::create(&ours, &base_of(&disk), &Options::default()).unwrap().close().unwrap();
+        write(&ours, &mut model, &mut random);
+        check_clean(&ours);
+        let overlay = Overlay::open(&ours, &base_of(&disk), &Options::default()).unwrap();
+        assert!(overlay.binding().is_some() && read_all(&overlay) == model);
+    }
+}
+
+#[test]
+fn the_binding_survives_what_qemu_img_does_to_the_header() {
+    let folder = Folder::new("header");
+    let (disk, other, file) = (folder.path("disk.img"), folder.path("moved.img"), folder.path("o.qcow2"));
+    make_base(&disk, 5 << 20, 9);
+    let overlay = Overlay::create(&file, &base_of(&disk), &Options::default()).unwrap();
+    overlay.write_all_at(b"ours", 5_000).unwrap();
+    let bound = overlay.binding().cloned();
+    overlay.close().unwrap();
+    let info = qemu_ok("qemu-img", &["info", text(&file)]);
+    assert!(info.contains("backing file: disk.img") && info.contains("backing file format: raw"), "{info}");
+    std::fs::rename(&disk, &other).unwrap();
+    qemu_ok("qemu-img", &["rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", "moved.img", text(&file)]);
+    qemu_ok("qemu-img", &["amend", "-f", "qcow2", "-o", "lazy_refcounts=on", text(&file)]);
+    let reference = overlay::base_reference(&file).unwrap();
+    assert_eq!((reference.path, reference.binding), (other.clone(), bound));
+    let overlay = Overlay::open(&file, &base_of(&other), &Options::default()).unwrap();
+    let mut buf = [0; 4];
+    overlay.read_exact_at(&mut buf, 5_000).unwrap();
+    assert_eq!(&buf, b"ours");
+    overlay.write_all_at(b"more", 4 << 20).unwrap();
+    overlay.close().unwrap();
+    check_clean(&file);
+    // qemu's own commit takes it too.
+    qemu_ok("qemu-img", &["commit", "-q", "-f", "qcow2", text(&file)]);
+    assert_eq!(std::fs::read(&other).unwrap()[5_000..5_004], *b"ours");
+}
+
+#[test]
+fn a_changed_or_wrong_base_is_refused_in_one_sentence() {
+    let folder = Folder::new("binding");
+    let (disk, file) = (folder.path("disk.img"), folder.path("o.qcow2"));
+    let bytes = make_base(&disk, 6 << 20, 9);
+    let time = std::fs::metadata(&disk).unwrap().modified().unwrap();
+    let overlay = Overlay::create(&file, &base_of(&disk), &Options::default()).unwrap();
+    overlay.write_all_at(b"ours", 0).unwrap();
+    overlay.close().unwrap();
+    let set = |bytes: &[u8], seconds| {
+        std::fs::write(&disk, bytes).unwrap();
+        let times = std::fs::File::options().write(true).open(&disk).unwrap();
+        times.set_modified(time + std::time::Duration::from_secs(seconds)).unwrap();
+    };
+    let refused = |text: &str| {
+        let error = Overlay::open(&file, &base_of(&disk), &Options::default()).err().expect(text).to_string();
+        assert!(error.contains(text) && error.contains("disk.img"), "{error}");
+        let force = Options { force: true, ..Options::default() };
+        assert!(Overlay::open(&file, &base_of(&disk), &force).is_ok());
+    };
+    set(&bytes[..5 << 20], 0);
+    refused("is not this overlay's base: it has 5242880 bytes, the base had 6291456");
+    let mut changed = bytes.clone();
+    changed[70] ^= 1;
+    set(&changed, 0);
+    refused("the contents differ");
+    // A change that no sample sees is seen by the time.
+    let mut changed = bytes.clone();
+    changed[100_000] ^= 1;
+    set(&changed, 5);
+    refused("was modified at");
+    set(&bytes, 0);
+    let mut overlay = Overlay::open(&file, &base_of(&disk), &Options::default()).unwrap();
+    let full = overlay.hash_base(&mut |_, _| {}).unwrap();
+    assert_eq!(full.to_vec(), hash(&disk));
+    drop(overlay);
+    // With the whole hash known, another time alone does no harm, and a change is seen.
+    set(&bytes, 5);
+    Overlay::open(&file, &base_of(&disk), &Options::default()).unwrap();
+    set(&changed, 5);
+    refused("the contents differ");
+    let error = Overlay::open(&disk, &base_of(&disk), &Options::default()).err().unwrap().to_string();
+    assert!(error.contains("it is the base itself"), "{error}");
+}
+
+#[test]
+fn an_overlay_is_in_use_by_one_at_a_time() {
+    let folder = Folder::new("lock");
+    let (disk, file) = (folder.path("disk.img"), folder.path("o.qcow2"));
+    make_base(&disk, 1 << 20, 9);
+    let overlay = Overlay::create(&file, &base_of(&disk), &Options::default()).unwrap();
+    let error = Overlay::open(&file, &base_of(&disk), &Options::default()).err().unwrap().to_string();
+    assert!(error.contains("it is in use"), "{error}");
+    assert!(overlay::check(&file).is_err() && overlay::info(&file).is_ok());
+    assert!(Overlay::create(&file, &base_of(&disk), &Options::default()).is_err());
+    overlay.close().unwrap();
+    Overlay::open(&file, &base_of(&disk), &Options::default()).unwrap();
+}
+
+/// A host that has so many bytes.
+struct Full {
+    store: Arc<MemoryStore>,
+    room: Arc<AtomicU64>,
+}
+
+impl Store for Full {
+    fn size(&self) -> io::Result<u64> {
+        self.store.size()
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.store.read_at(buf, offset)
+    }
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.reserve(offset, buf.len() as u64)?;
+        self.store.write_at(buf, offset)
+    }
+    fn set_size(&self, size: u64) -> io::Result<()> {
+        self.store.set_size(size)
+    }
+    fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+        let full = offset + len > self.room.load(Ordering::SeqCst);
+        if full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_full_host_or_a_bound_is_no_space_and_loses_nothing() {
+    for bounded in [false, true] {
+        let folder = Folder::new("full");
+        let (disk, file) = (folder.path("disk.img"), folder.path("o.qcow2"));
+        let mut model = make_base(&disk, 9 << 20, 9);
+        let store = Arc::new(MemoryStore::default());
+        let room = Arc::new(AtomicU64::new(if bounded { u64::MAX } else { 1 << 20 }));
+        let full = || Box::new(Full { store: store.clone(), room: room.clone() });
+        let options = Options { max_size: bounded.then_some(1 << 20), force: false };
+        let overlay = Overlay::create_in(full(), &file, &base_of(&disk), &options).unwrap();
+        let mut random = seeded(3);
+        let mut refused = 0;
+        let mut round = |overlay: &Overlay, model: &mut Vec<u8>| {
+            for _ in 0..300 {
+                let len = 1 + random.below(9_000);
+                let at = random.below(model.len() as u64 - len);
+                let data = random.bytes(len as usize);
+                match overlay.write_all_at(&data, at) {
+                    Ok(()) => model[at as usize..(at + len) as usize].copy_from_slice(&data),
+                    Err(Error::NoSpace) => {
+                        refused += 1;
+                        // Part of it may be there, as with any write that fails.
+                        let part = &mut model[at as usize..(at + len) as usize];
+                        let old = part.to_vec();
+                        overlay.read_exact_at(part, at).unwrap();
+                        assert!((0..part.len()).all(|i| part[i] == old[i] || part[i] == data[i]));
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            overlay.flush().unwrap();
+            assert!(read_all(overlay) == *model);
+            refused
+        };
+        assert!(round(&overlay, &mut model) > 10);
+        assert!(overlay.statistics().used <= 1 << 20 || !bounded);
+        drop(overlay);
+        assert!(overlay::check_store(store.as_ref()).unwrap().error_count == 0);
+        // Room again: the same writer goes on.
+        room.store(u64::MAX, Ordering::SeqCst);
+        let overlay = Overlay::open_in(full(), &file, &base_of(&disk), &Options::default()).unwrap();
+        assert!(read_all(&overlay) == model);
+        let before = refused_now(&mut round, &overlay, &mut model);
+        overlay.close().unwrap();
+        let report = overlay::check_store(store.as_ref()).unwrap();
+        assert_eq!((report.error_count, report.leaks), (0, 0), "{before} refused before");
+    }
+}
+
+fn refused_now(round: &mut dyn FnMut(&Overlay, &mut Vec<u8>) -> u64, overlay: &Overlay, model: &mut Vec<u8>) -> u64 {
+    round(overlay, model)
+}
+
+#[test]
+fn eight_writers_and_eight_readers_lose_no_update() {
+    const RECORD: u64 = 64;
+    let folder = Folder::new("threads");
+    let (disk, file) = (folder.path("disk.img"), folder.path("o.qcow2"));
+    std::fs::write(&disk, vec![0xff; 12 << 20]).unwrap();
+    let overlay = Overlay::create(&file, &base_of(&disk), &Options::default()).unwrap();
+    let records = (12u64 << 20) / RECORD;
+    let running = AtomicU64::new(8);
+    // The same clusters for all, and new ones first: each cluster has records of all writers.
+    std::thread::scope(|scope| {
+        for writer in 0..8u64 {
+            let (overlay, running) = (&overlay, &running);
+            scope.spawn(move || {
+                let mut random = seeded(77);
+                for step in 0..6_000u64 {
+                    let record = random.below(records / 8) * 8 + writer;
+                    let data = [writer as u8 + 1; RECORD as usize];
+                    overlay.write_all_at(&data, record * RECORD).unwrap();
+                    if step % 500 == 0 {
+                        overlay.flush().unwrap();
+                    }
+                }
+                running.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+        for reader in 0..8u64 {
+            let (overlay, running) = (&overlay, &running);
+            scope.spawn(move || {
+                let mut random = seeded(reader);
+                let mut buf = vec![0; 32 << 10];
+                while running.load(Ordering::SeqCst) > 0 {
+                    let first = random.below(records - 512);
+                    overlay.read_exact_at(&mut buf, first * RECORD).unwrap();
+                    for (number, record) in (first..).zip(buf.chunks(RECORD as usize)) {
+                        let writer = (number % 8) as u8 + 1;
+                        assert!(record.iter().all(|byte| *byte == 0xff || *byte == writer));
+                    }
+                }
+            });
+        }
+    });
+    let mut model = vec![0xff; 12 << 20];
+    for writer in 0..8u64 {
+        let mut random = seeded(77);
+        for _ in 0..6_000 {
+            let at = ((random.below(records / 8) * 8 + writer) * RECORD) as usize;
+            model[at..at + RECORD as usize].fill(writer as u8 + 1);
+        }
+    }
+    assert!(read_all(&overlay) == model, "an update was lost");
+    overlay.close().unwrap();
+    check_clean(&file);
+    assert!(flat_by_qemu(&folder, &file, model.len()) == model);
+}
+
+/// A base that counts how it is read.
+struct Counting(Memory, AtomicU64);
+
+impl BlockDevice for Counting {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+    fn sector_size(&self) -> u32 {
+        2048
+    }
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        self.0.read_exact_at(buf, offset)
+    }
+}
+
+#[test]
+fn a_temporary_overlay_reads_unwritten_ranges_in_one_read_and_leaves_no_file() {
+    let folder = Folder::new("temporary");
+    for place in [None, Some(folder.0.as_path())] {
+        let counting = Arc::new(Counting(Memory::new(vec![9; 40 << 20], 2048), AtomicU64::new(0)));
+        let base: Device = counting.clone();
+        let overlay = Overlay::temporary(place, &base, &Options::default()).unwrap();
+        assert_eq!(overlay.sector_size(), 2048);
+        let mut buf = vec![0; 30 << 20];
+        overlay.read_bulk_at(&mut buf, 12_345).unwrap();
+        assert_eq!(counting.1.load(Ordering::SeqCst), 1);
+        overlay.write_all_at(&[1; 4096], 8 << 20).unwrap();
+        overlay.write_all_at(&[0; 8192], 20 << 20).unwrap();
+        overlay.flush().unwrap();
+        overlay.read_bulk_at(&mut buf, 0).unwrap();
+        assert_eq!(counting.1.load(Ordering::SeqCst), 4);
+        assert!(buf[(8 << 20) - 1] == 9 && buf[8 << 20] == 1 && buf[20 << 20] == 0);
+        let extent = overlay.extent(20 << 20).unwrap();
+        assert_eq!((extent.stored, extent.len), (false, 8192));
+        let runs: Vec<_> = overlay.changed_runs().map(|run| run.unwrap()).collect();
+        assert_eq!(runs, [(8 << 20, 4096), (20 << 20, 8192)]);
+        assert!(overlay.write_all_at(&[0; 2], (40 << 20) - 1).is_err());
+        assert_eq!(std::fs::read_dir(&folder.0).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn a_patch_carries_the_changed_sectors_and_fits_only_what_it_was_made_for() {
+    let folder = Folder::new("patch");
+    let (disk, file, second) = (folder.path("disk.img"), folder.path("o.qcow2"), folder.path("second.qcow2"));
+    let mut model = make_base(&disk, 2_000_001, 9);
+    let bytes = model.clone();
+    let overlay = Overlay::create(&file, &base_of(&disk), &Options::default()).unwrap();
+    overlay.write_all_at(b"abc", 1_000).unwrap();
+    model[1_000..1_003].copy_from_slice(b"abc");
+    let mut patch = Vec::new();
+    let summary = overlay.export_patch(&mut patch).unwrap();
+    assert_eq!((summary.records, summary.bytes, patch.len()), (1, 512, 24 + 44 + 512 + 40));
+    let mut random = seeded(6);
+    for _ in 0..60 {
+        random_write(&mut random, &mut model, &mut |data, at| overlay.write_all_at(data, at));
+    }
+    let mut patch = Vec::new();
+    let summary = overlay.export_patch(&mut patch).unwrap();
+    let target = Overlay::create(&second, &base_of(&disk), &Options::default()).unwrap();
+    assert_eq!(apply_patch(&mut io::Cursor::new(&patch), &target).unwrap(), summary);
+    assert!(read_all(&target) == model);
+    // Once more changes nothing.
+    let again = apply_patch(&mut io::Cursor::new(&patch), &target).unwrap();
+    assert_eq!(again.present, summary.records);
+    // A disk that differs where the patch writes is left alone, and so is one of another size.
+    let mut other = bytes.clone();
+    other[1_001] ^= 1;
+    let other = Memory::new(other, 512);
+    let error = apply_patch(&mut io::Cursor::new(&patch), &other).unwrap_err().to_string();
+    assert!(error.contains("the patch does not fit"), "{error}");
+    assert!(apply_patch(&mut io::Cursor::new(&patch), &Memory::new(vec![0; 5], 512)).is_err());
+    // Damage anywhere is found before anything is written.
+    for _ in 0..300 {
+        let target = Memory::new(bytes.clone(), 512);
+        let mut bad = patch.clone();
+        let at = random.below(bad.len() as u64) as usize;
+        bad[at] ^= 1 << random.below(8);
+        if random.below(4) == 0 {
+            bad.truncate(at);
+        }
+        assert!(apply_patch(&mut io::Cursor::new(&bad), &target).is_err());
+        assert!(read_all(&target) == bytes);
+    }
+}
+
+#[test]
+fn a_damaged_overlay_neither_panics_nor_grows_without_bound() {
+    let folder = Folder::new("hostile");
+    let (disk, file) = (folder.path("disk.img"), folder.path("o.qcow2"));
+    for (seed, size) in [(1, 1_474_560), (2, 6 << 20)] {
+        let mut model = make_base(&disk, size, seed);
+        let base = base_of(&disk);
+        let overlay = Overlay::create(&file, &base, &Options::default()).unwrap();
+        let mut random = seeded(seed);
+        for _ in 0..20 {
+            random_write(&mut random, &mut model, &mut |data, at| overlay.write_all_at(data, at));
+        }
+        overlay.close().unwrap();
+        let good = std::fs::read(&file).unwrap();
+        // The bytes that are not zero before the first data, and a table somewhere behind them.
+        let metadata: Vec<usize> = (0..good.len()).filter(|at| good[*at] != 0 && *at < 40_000).collect();
+        let mut opened = 0;
+        for round in 0..1_500 {
+            let mut bad = good.clone();
+            for _ in 0..1 + random.below(4) {
+                let near = metadata[random.below(metadata.len() as u64) as usize] + random.below(9) as usize;
+                let at = if random.below(4) == 0 { random.below(bad.len() as u64) as usize } else { near };
+                let last = bad.len() - 1;
+                bad[at.min(last)] = if random.below(2) == 0 { random.next() as u8 } else { 0xff };
+            }
+            if round % 10 == 0 {
+                bad.truncate(random.below(bad.len() as u64) as usize);
+            }
+            let store = Arc::new(MemoryStore::default());
+            store.write_at(&bad, 0).unwrap();
+            drop(overlay::check_store(store.as_ref()));
+            let full = Full { store: store.clone(), room: Arc::new(AtomicU64::new(64 << 20)) };
+            let options = Options { max_size: Some(64 << 20), force: true };
+            let Ok(overlay) = Overlay::open_in(Box::new(full), &file, &base, &options) else { continue };
+            opened += 1;
+            let size = overlay.size();
+            let mut buf = vec![0; 70_000.min(size as usize)];
+            for _ in 0..12 {
+                let at = random.below(size.min(size / 2 + (8 << 20)) - buf.len() as u64 + 1);
+                drop(overlay.read_exact_at(&mut buf, at));
+                drop(overlay.write_all_at(&buf[..buf.len() / 2], at));
+            }
+            drop(overlay.changed_runs().take(1000).count());
+            drop(overlay.close());
+            assert!(store.size().unwrap() <= 64 << 20);
+        }
+        println!("{opened} of 1500 damaged overlays were opened");
+        std::fs::remove_file(&file).unwrap();
+    }
+}

@@ -80,9 +80,10 @@ impl HostStore {
         }
         // A file system without nameless files.
         let path = super::temporary_name(&folder.join("imgfs.snapshot"));
-        let store = Self::create(&path)?;
+        let mut store = Self::create(&path)?;
         std::fs::remove_file(&path).map_err(|error| host(&path.display().to_string(), error))?;
-        Ok(Self { durable: Durable::Nothing, ..store })
+        store.durable = Durable::Nothing;
+        Ok(store)
     }
 
     /// Opens the base itself for writing: the only place where that happens, for the commit that a
@@ -93,6 +94,13 @@ impl HostStore {
         lock(&file, path, FlockOperation::NonBlockingLockExclusive)?;
         // The overlay will know the base by its time.
         Ok(Self { file, durable: Durable::All })
+    }
+}
+
+impl Drop for HostStore {
+    /// A child that was just forked shares the lock with the file, until it runs its program.
+    fn drop(&mut self) {
+        drop(rustix::fs::flock(&self.file, FlockOperation::Unlock));
     }
 }
 
