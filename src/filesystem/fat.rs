@@ -16,15 +16,16 @@
 //! *Not supported*: double-byte code pages, OS/2 extended attributes (their file is shown as it
 //! is), TFAT, compressed volumes (DoubleSpace).
 
-#![allow(dead_code, reason = "the write side, which follows, uses it")]
-
+mod commit;
 mod directory;
 mod entry;
+mod free;
 mod geometry;
 mod name;
 mod state;
 mod table;
 mod time;
+mod write;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -36,7 +37,10 @@ use self::geometry::{Geometry, Info, Root, Width, corrupt};
 use self::name::CodePage;
 use self::state::State;
 use self::table::{Chain, End, Table};
-use super::{Attributes, DirEntry, EntrySink, FileSystem, FileSystemFormat, Kind, NodeId, Options, Summary};
+use self::time::Stamp;
+use super::{
+    Attributes, DirEntry, EntrySink, FileSystem, FileSystemFormat, FileSystemWrite, Kind, NodeId, Options, Summary,
+};
 use crate::bytes::Evidence;
 use crate::cache::Cache;
 use crate::device::{Device, read_array};
@@ -77,8 +81,12 @@ struct Fat {
     /// Which entry each directory's first cluster belongs to, as far as seen.
     claims: Mutex<HashMap<u32, Claim>>,
     hasher: Hasher,
-    /// Free clusters, once counted.
+    /// Free clusters, once counted; of no use any more once the state has a map of them.
     free: Mutex<Option<u32>>,
+    /// Times of last write that are not in their entries yet, of files written to in place.
+    touched: Mutex<HashMap<NodeId, Stamp>>,
+    /// How often each node is open.
+    open: Mutex<HashMap<NodeId, u64>>,
     /// What differs from the disk. Held shared by all that reads, so that no cluster changes its
     /// owner meanwhile; on a read-only volume no one ever waits for it.
     state: RwLock<State>,
@@ -122,6 +130,8 @@ impl Fat {
             claims: Mutex::new(claims),
             hasher: Hasher::default(),
             free: Mutex::new(None),
+            touched: Mutex::new(HashMap::new()),
+            open: Mutex::new(HashMap::new()),
             state: RwLock::new(State::default()),
         };
         Ok(fat)
@@ -138,8 +148,19 @@ impl Fat {
         Ok(())
     }
 
-    /// The entry of a node that is not the root.
+    /// The entry of a node that is not the root, as it stands now.
     fn entry(&self, state: &State, node: NodeId) -> Result<Entry> {
+        let mut entry = self.stored_entry(state, node)?;
+        if let Some(stamp) = self.touched.lock().unwrap_or_else(PoisonError::into_inner).get(&node) {
+            entry.modified = *stamp;
+            if !entry.is_directory() {
+                entry.attributes |= entry::ARCHIVE;
+            }
+        }
+        Ok(entry)
+    }
+
+    fn stored_entry(&self, state: &State, node: NodeId) -> Result<Entry> {
         if let Some(orphan) = state.orphans.get(&node) {
             return Ok(*orphan);
         }
@@ -149,7 +170,11 @@ impl Fat {
             Err(Error::PastEnd { .. }) => return Err(Error::NotFound),
             other => other?,
         }
-        if matches!(slot, [0 | entry::FREED, ..]) || node == ROOT || state.removed.contains(&at) {
+        if matches!(slot, [0 | entry::FREED, ..])
+            || node == ROOT
+            || state.removed.contains_key(&at)
+            || state.nodes.at(at) != node
+        {
             return Err(Error::NotFound);
         }
         let entry = Entry::parse(&slot, at, self.geometry.width)?;
@@ -269,6 +294,9 @@ impl Fat {
 
     /// Number of free clusters; `None` when it cannot be told.
     fn free_clusters(&self) -> Option<u32> {
+        if let Some(free) = self.shared().free_clusters() {
+            return Some(free);
+        }
         let mut known = *self.free.lock().unwrap_or_else(PoisonError::into_inner);
         if known.is_none() {
             let hint = self.info.and_then(|info| info.free).filter(|&free| free <= self.geometry.cluster_count);
@@ -284,17 +312,17 @@ impl Fat {
 
     /// What the flags say that an orderly unmount would have set.
     fn flags(&self, notes: &mut Vec<String>) {
+        if self.shared().marked.is_some() {
+            return;
+        }
         let state = self.geometry.state_offset.and_then(|at| read_array::<1>(self.device.as_ref(), at).ok());
         if state.is_some_and(|[flags]| flags & 1 != 0) {
             notes.push("the boot sector's dirty flag is set: the volume was not unmounted".to_owned());
         }
         let guard = self.shared();
         let Ok(piece) = self.table.piece(&guard.table, 0) else { return };
-        let (clean, sound) = match self.geometry.width {
-            Width::Fat12 => return,
-            Width::Fat16 => (0x8000, 0x4000),
-            Width::Fat32 => (0x0800_0000, 0x0400_0000),
-        };
+        let Some(clean) = self.clean_bit() else { return };
+        let sound = clean >> 1;
         let Some(flags) = self.table.number(&piece, 1) else { return };
         if flags & clean == 0 {
             notes.push("the table's dirty flag is set: the volume was not unmounted".to_owned());
@@ -333,7 +361,7 @@ impl FileSystem for Fat {
             true => (Kind::Directory, stored.unwrap_or(0)),
             false => (Kind::File, u64::from(entry.size)),
         };
-        let day = time::Stamp { date: entry.accessed, ..time::Stamp::default() };
+        let day = Stamp { date: entry.accessed, ..Stamp::default() };
         Ok(Attributes {
             blocks: stored.map(|len| len / 512),
             read_only: entry.attributes & entry::READ_ONLY != 0,
@@ -351,6 +379,9 @@ impl FileSystem for Fat {
         loop {
             let (rows, damage) = {
                 let state = self.shared();
+                if state.orphans.contains_key(&dir) {
+                    return Ok(());
+                }
                 let key = self.directory_key(&state, dir)?;
                 let directory = self.directory(&state, key)?;
                 let directory = directory.read().unwrap_or_else(PoisonError::into_inner);
@@ -374,6 +405,9 @@ impl FileSystem for Fat {
 
     fn lookup(&self, dir: NodeId, name: &[u8]) -> Result<Option<NodeId>> {
         let state = self.shared();
+        if state.orphans.contains_key(&dir) {
+            return Ok(None);
+        }
         let key = self.directory_key(&state, dir)?;
         let directory = self.directory(&state, key)?;
         let directory = directory.read().unwrap_or_else(PoisonError::into_inner);
@@ -452,5 +486,9 @@ impl FileSystem for Fat {
             evidence,
             notes,
         }
+    }
+
+    fn writer(&self) -> Option<&dyn FileSystemWrite> {
+        self.device.writer().map(|_| self as &dyn FileSystemWrite)
     }
 }

@@ -2,5 +2,6 @@
 
 mod ext;
 mod fat;
+mod fat_write;
 mod overlay;
 mod volumes;

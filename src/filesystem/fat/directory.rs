@@ -5,7 +5,7 @@
 //!         8.3    last piece of a long name .. first piece  8.3  0x00, nothing follows
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::entry::{DIRECTORY, Entry, FREED, LABEL, LONG, LongPiece, checksum};
 use super::geometry::Width;
@@ -121,11 +121,6 @@ impl Directory {
         self.names.range((hash, 0)..=(hash, u32::MAX)).filter_map(|&(_, slot)| Some((slot, self.rows.get(&slot)?)))
     }
 
-    /// The row of an 8.3 entry.
-    pub fn row(&self, slot: u32) -> Option<&Row> {
-        self.rows.get(&slot)
-    }
-
     /// Rows from a slot on, in their order on the disk.
     pub fn rows_from(&self, slot: u32) -> impl Iterator<Item = (u32, &Row)> {
         self.rows.range(slot..).map(|(&slot, row)| (slot, row))
@@ -150,7 +145,7 @@ pub(super) struct Decoder<'a> {
     /// The node of an 8.3 entry by its byte position.
     node: &'a dyn Fn(u64) -> NodeId,
     /// 8.3 entries and pieces that are removed already, but not yet on the disk.
-    removed: &'a HashSet<u64>,
+    removed: &'a HashMap<u64, (u32, u32)>,
     long: Option<LongName>,
     /// First cluster of each directory in it, with its node.
     pub children: Vec<(u32, NodeId)>,
@@ -182,7 +177,7 @@ impl<'a> Decoder<'a> {
         hasher: &'a Hasher,
         width: Width,
         node: &'a dyn Fn(u64) -> NodeId,
-        removed: &'a HashSet<u64>,
+        removed: &'a HashMap<u64, (u32, u32)>,
     ) -> Self {
         Self { directory, hasher, width, node, removed, long: None, children: Vec::new() }
     }
@@ -194,7 +189,7 @@ impl<'a> Decoder<'a> {
             self.directory.end = slot;
             return Ok(false);
         }
-        if self.removed.contains(&at) {
+        if self.removed.contains_key(&at) {
             self.long = None;
             return Ok(true);
         }

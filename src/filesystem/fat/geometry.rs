@@ -67,8 +67,6 @@ pub(super) struct Geometry {
     pub serial: Option<u32>,
     /// Label in the boot sector.
     pub label: Option<[u8; 11]>,
-    /// Media descriptor.
-    pub media: u8,
     /// What an examiner should know.
     pub notes: Vec<String>,
     /// Where it was recognised.
@@ -311,7 +309,6 @@ impl Geometry {
             state_offset: None,
             serial: None,
             label: None,
-            media: parameters.media,
             notes,
             evidence: evidence.into_iter().collect(),
         })
@@ -347,7 +344,7 @@ impl Geometry {
         self.table_len.saturating_mul(u64::from(index)).saturating_add(self.table_offset)
     }
 
-    /// First cluster of the root directory as its children name it in `..`: always 0.
+    /// Name of the variant.
     pub fn variant(&self) -> &'static str {
         match self.width {
             Width::Fat12 => "FAT12",

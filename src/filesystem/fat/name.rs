@@ -108,6 +108,120 @@ fn simple_case(c: char, lower: bool) -> char {
     only(mapped.into_iter().peekable()).filter(|c| !c.is_ascii()).unwrap_or(c)
 }
 
+/// Whether a byte may be in an 8.3 name; lower case is not among them.
+fn fits_short(byte: u8) -> bool {
+    byte >= 0x80 || byte.is_ascii_uppercase() || byte.is_ascii_digit() || b"!#$%&'()-@^_`{}~".contains(&byte)
+}
+
+/// Checks a name that is to be stored: what no system with FAT takes is refused here.
+pub(super) fn check_new(name: &[u8]) -> Result<Vec<u16>> {
+    let units = text::bytes_to_utf16(name).ok_or(Error::Invalid)?;
+    let forbidden = |&unit: &u16| unit < 0x20 || u8::try_from(unit).is_ok_and(|byte| b"\"*/:<>?\\|".contains(&byte));
+    // Windows drops dots and spaces at the end, and would never find the name again.
+    if units.iter().any(forbidden) || matches!(name.last(), None | Some(b'.' | b' ')) {
+        return Err(Error::Invalid);
+    }
+    if units.len() > MAX_UNITS { Err(Error::NameTooLong) } else { Ok(units) }
+}
+
+/// The 8.3 entry of a name that needs no long one, with the bits for lower case.
+pub(super) fn exact_short(name: &[u8]) -> Option<([u8; 11], u8)> {
+    let (base, extension) = match name.iter().rposition(|&byte| byte == b'.') {
+        Some(dot) => (name.get(..dot)?, name.get(dot.saturating_add(1)..)?),
+        None => (name, &[][..]),
+    };
+    if !name.is_ascii() || !(1..=8).contains(&base.len()) || extension.len() > 3 {
+        return None;
+    }
+    let mut case = 0;
+    for (part, bit) in [(base, 0x08), (extension, 0x10)] {
+        let lower = part.iter().any(u8::is_ascii_lowercase);
+        if lower && part.iter().any(u8::is_ascii_uppercase) {
+            return None;
+        }
+        if !part.iter().all(|byte| fits_short(byte.to_ascii_uppercase())) {
+            return None;
+        }
+        case |= if lower { bit } else { 0 };
+    }
+    Some((join_short(&base.to_ascii_uppercase(), &extension.to_ascii_uppercase()), case))
+}
+
+fn join_short(base: &[u8], extension: &[u8]) -> [u8; 11] {
+    let mut short = [b' '; 11];
+    let (left, right) = short.split_at_mut(8);
+    for (to, from) in left.iter_mut().zip(base).chain(right.iter_mut().zip(extension)) {
+        *to = *from;
+    }
+    if let [first @ 0xe5, ..] = &mut short {
+        *first = 0x05;
+    }
+    short
+}
+
+/// What the short name of a long one is made from.
+pub(super) struct Basis {
+    base: Vec<u8>,
+    extension: Vec<u8>,
+    /// Something was left out or replaced, so that a number must follow.
+    lossy: bool,
+}
+
+impl Basis {
+    /// As Windows makes it: upper case, without spaces and all but the last dot, what does not fit
+    /// the code page replaced.
+    pub fn new(page: CodePage, units: &[u16]) -> Self {
+        let chars: Vec<char> =
+            char::decode_utf16(units.iter().copied()).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect();
+        let start = chars.iter().position(|&c| c != '.' && c != ' ').unwrap_or(chars.len());
+        let mut lossy = start > 0;
+        let named = chars.get(start..).unwrap_or_default();
+        let dot = named.iter().rposition(|&c| c == '.');
+        let (base, extension) = named.split_at(dot.unwrap_or(named.len()));
+        let mut convert = |chars: &[char], most: usize| {
+            let mut out = Vec::new();
+            for &c in chars {
+                if c == '.' || c == ' ' {
+                    lossy = true;
+                    continue;
+                }
+                let byte = page.encode(simple_case(c, false)).filter(|&byte| fits_short(byte));
+                lossy |= byte.is_none();
+                out.push(byte.unwrap_or(b'_'));
+            }
+            lossy |= out.len() > most;
+            out.truncate(most);
+            out
+        };
+        let base = convert(base, 8);
+        let extension = convert(extension.get(1..).unwrap_or_default(), 3);
+        let base = if base.is_empty() { b"_".to_vec() } else { base };
+        Self { base, extension, lossy }
+    }
+
+    /// A short name that is not `taken`; `seed` varies with the name.
+    pub fn choose(&self, seed: u64, taken: impl Fn(&[u8; 11]) -> bool) -> Option<[u8; 11]> {
+        let plain = join_short(&self.base, &self.extension);
+        if !self.lossy && !taken(&plain) {
+            return Some(plain);
+        }
+        let tailed = |start: &[u8], tail: String| {
+            let room = 8usize.saturating_sub(tail.len()).min(start.len());
+            let base = [start.get(..room).unwrap_or_default(), tail.as_bytes()].concat();
+            join_short(&base, &self.extension)
+        };
+        // Four in a row, and then a hash, or thousands of like names would take thousands of tries each.
+        let counted = (1..=4).map(|number| tailed(&self.base, format!("~{number}")));
+        let two = self.base.get(..2).unwrap_or(&self.base);
+        let hashed = (0..4096u64).map(|round| {
+            let hash = seed.wrapping_add(round).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48;
+            tailed(two, format!("{hash:04X}~{}", (round & 7).saturating_add(1)))
+        });
+        let all = (1..=999_999).map(|number| tailed(&self.base, format!("~{number}")));
+        counted.chain(hashed).chain(all).find(|short| !taken(short))
+    }
+}
+
 /// The form in which two names are the same name.
 pub(super) fn fold(name: &[u8]) -> Vec<u8> {
     if name.is_ascii() {
@@ -121,4 +235,66 @@ pub(super) fn fold(name: &[u8]) -> Vec<u8> {
         out.extend_from_slice(chunk.invalid());
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn short(name: &str, taken: &[&str]) -> String {
+        let page = CodePage::new(437).unwrap();
+        let units = check_new(name.as_bytes()).unwrap();
+        let taken: Vec<&[u8]> = taken.iter().map(|name| name.as_bytes()).collect();
+        let chosen = Basis::new(page, &units).choose(1, |short| taken.contains(&page.short_name(short, 0).as_slice()));
+        String::from_utf8(page.short_name(&chosen.unwrap(), 0)).unwrap()
+    }
+
+    #[test]
+    fn short_names_are_made_as_windows_makes_them() {
+        assert_eq!(short("ReadMe.txt", &[]), "README.TXT");
+        assert_eq!(short("ReadMe.txt", &["README.TXT"]), "README~1.TXT");
+        assert_eq!(short("a long name.text", &[]), "ALONGN~1.TEX");
+        assert_eq!(short("a long name.text", &["ALONGN~1.TEX", "ALONGN~2.TEX"]), "ALONGN~3.TEX");
+        assert_eq!(short(".bashrc", &[]), "BASHRC~1");
+        assert_eq!(short("archive.tar.gz", &[]), "ARCHIV~1.GZ");
+        assert_eq!(short("a+b=c", &[]), "A_B_C~1");
+        assert_eq!(short("äöü", &[]), "ÄÖÜ");
+        assert_eq!(short("日本", &[]), "__~1");
+        assert_eq!(short("яx", &[]), "_X~1");
+    }
+
+    #[test]
+    fn the_fifth_like_name_gets_a_hash() {
+        let taken = ["LIKENA~1", "LIKENA~2", "LIKENA~3", "LIKENA~4"];
+        let name = short("like names", &taken);
+        assert!(name.starts_with("LI") && name.len() == 8 && name.ends_with("~1"), "{name}");
+    }
+
+    #[test]
+    fn names_that_fit_need_no_long_name() {
+        assert_eq!(exact_short(b"FOO.TXT"), Some((*b"FOO     TXT", 0)));
+        assert_eq!(exact_short(b"foo.TXT"), Some((*b"FOO     TXT", 0x08)));
+        assert_eq!(exact_short(b"foo.txt"), Some((*b"FOO     TXT", 0x18)));
+        for name in ["Foo.txt", "a.b.c", ".foo", "nine chars", "ninechars", "a.text", "a b", "a+b", "\u{e4}"] {
+            assert_eq!(exact_short(name.as_bytes()), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn names_that_fat_cannot_hold_are_refused() {
+        for name in ["", ".", "..", "a/b", "a:b", "a*", "a?", "a\"", "a<", "a>", "a|", "a\\b", "a\n", "a.", "a ", "\0"]
+        {
+            assert!(matches!(check_new(name.as_bytes()), Err(Error::Invalid)), "{name:?}");
+        }
+        assert!(matches!(check_new(b"\xff"), Err(Error::Invalid)));
+        assert!(check_new("😀".repeat(127).as_bytes()).is_ok());
+        assert!(matches!(check_new("😀".repeat(128).as_bytes()), Err(Error::NameTooLong)));
+    }
+
+    #[test]
+    fn nothing_outside_of_ascii_folds_into_it() {
+        assert_eq!(fold("ıſK".as_bytes()), "ıſK".as_bytes());
+        assert_eq!(fold("straße ä".as_bytes()), "STRAßE Ä".as_bytes());
+        assert_eq!(fold(b"a\xffb"), b"A\xffB");
+    }
 }

@@ -7,13 +7,13 @@
 //! The table is read in pieces, so that a chain of a million clusters costs a few hundred reads of
 //! the device. A chain is kept as runs of neighbouring clusters.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::geometry::{Geometry, Width, corrupt};
 use crate::cache::Cache;
 use crate::device::mapped::{Mapping, Place, RunList, read_runs};
-use crate::device::{BlockDevice, Device};
+use crate::device::{BlockDevice, BlockWrite, Device};
 use crate::error::{Error, Result};
 
 /// Bytes of table that are read at once. All of a FAT12 table is in the first piece, so that no
@@ -81,6 +81,15 @@ impl Chain {
         }
     }
 
+    /// Calls `visit` with the place on the volume and the length of each run from `offset` on.
+    pub fn for_each_run(&self, offset: u64, mut visit: impl FnMut(u64, u64)) {
+        let mut offset = offset;
+        while let Some((at, len)) = self.place(offset) {
+            visit(at, len);
+            offset = offset.saturating_add(len);
+        }
+    }
+
     /// Weight in a cache.
     pub fn weight(&self) -> u64 {
         self.runs.weight().saturating_add(64)
@@ -110,8 +119,18 @@ pub(super) struct Changed {
     pub to: usize,
 }
 
-/// Pieces that differ from the disk, by number.
-pub(super) type Changes = std::collections::BTreeMap<u64, Changed>;
+/// What of the table differs from the disk.
+#[derive(Default)]
+pub(super) struct Changes {
+    /// Pieces with new links, by number.
+    pub pieces: BTreeMap<u64, Changed>,
+    /// Clusters that end their chain, although the table does not say so yet: what follows them
+    /// is freed on the disk once no directory entry there needs it.
+    pub cuts: HashSet<u32>,
+}
+
+/// The value of an entry that ends a chain, in every width.
+pub(super) const END_MARK: u32 = 0x0fff_ffff;
 
 /// The table in use.
 pub(super) struct Table {
@@ -152,7 +171,7 @@ impl Table {
 
     /// A piece as it stands now.
     pub fn piece(&self, changes: &Changes, number: u64) -> Result<Arc<Vec<u8>>> {
-        if let Some(changed) = changes.get(&number) {
+        if let Some(changed) = changes.pieces.get(&number) {
             return Ok(changed.bytes.clone());
         }
         self.pieces.get_or_make(&number, || {
@@ -160,12 +179,6 @@ impl Table {
             let weight = bytes.len() as u64;
             Ok((Arc::new(bytes), weight))
         })
-    }
-
-    /// A piece was written back: what was kept of it is old.
-    pub fn replace(&self, number: u64, bytes: Arc<Vec<u8>>) {
-        let weight = bytes.len() as u64;
-        self.pieces.insert(number, bytes, weight);
     }
 
     /// Reads a piece from the table in use, or from another copy where the medium fails.
@@ -256,6 +269,10 @@ impl Table {
                 marked = cluster;
             }
             let at = self.entry_at(cluster);
+            if changes.cuts.contains(&cluster) {
+                chain.end = End::Mark(at);
+                return Ok(chain);
+            }
             let wanted = self.piece_of(cluster);
             if kept.as_ref().is_none_or(|(number, _)| *number != wanted) {
                 match self.piece(changes, wanted) {
@@ -310,6 +327,72 @@ impl Table {
         }
         chain.end = End::Broken(corrupt("cluster chain (it leads back into itself)", self.entry_at(chain.last)));
         Ok(chain)
+    }
+
+    /// Changes the number in an entry; the reserved bits of a FAT32 entry stay.
+    pub fn set(&self, changes: &mut Changes, cluster: u32, number: u32) -> Result<()> {
+        let index = self.piece_of(cluster);
+        if !changes.pieces.contains_key(&index) {
+            let bytes = self.piece(changes, index)?;
+            let from = bytes.len();
+            changes.pieces.insert(index, Changed { bytes, from, to: 0 });
+        }
+        let missing = Error::PastEnd { offset: self.entry_at(cluster), len: 4, size: self.device.size() };
+        let changed = changes.pieces.get_mut(&index).ok_or(Error::Invalid)?;
+        let start = usize::try_from(self.entry_offset(cluster) % PIECE).map_err(|_| Error::Invalid)?;
+        let bytes = Arc::make_mut(&mut changed.bytes).get_mut(start..);
+        let width = match (self.geometry.width, bytes) {
+            (Width::Fat12, Some([low, high, ..])) => {
+                let pair = u16::from_le_bytes([*low, *high]);
+                let number = u16::try_from(number & 0xfff).map_err(|_| Error::Invalid)?;
+                let even = cluster.is_multiple_of(2);
+                let pair = if even { pair & 0xf000 | number } else { pair & 0x000f | number << 4 };
+                [*low, *high] = pair.to_le_bytes();
+                2
+            }
+            (Width::Fat16, Some([low, high, ..])) => {
+                [*low, *high, _, _] = number.to_le_bytes();
+                2
+            }
+            (Width::Fat32, Some([a, b, c, d, ..])) => {
+                let reserved = u32::from_le_bytes([*a, *b, *c, *d]) & 0xf000_0000;
+                [*a, *b, *c, *d] = (reserved | number & 0x0fff_ffff).to_le_bytes();
+                4
+            }
+            _ => return Err(missing),
+        };
+        changed.from = changed.from.min(start);
+        changed.to = changed.to.max(start.saturating_add(width));
+        Ok(())
+    }
+
+    /// Writes the changed pieces to every table that is in use, the one that is read first.
+    pub fn write_back(&self, changes: &mut Changes, writer: &dyn BlockWrite) -> Result<()> {
+        let copies = match self.geometry.active_table {
+            Some(active) => active..active.saturating_add(1),
+            None => 0..self.geometry.table_count,
+        };
+        let unit = usize::try_from(self.geometry.sector_size).map_err(|_| Error::Invalid)?;
+        for copy in copies {
+            for (number, changed) in &changes.pieces {
+                let from = changed.from.checked_div(unit).unwrap_or(0).saturating_mul(unit);
+                let to = changed.to.checked_next_multiple_of(unit).unwrap_or(usize::MAX).min(changed.bytes.len());
+                let Some(bytes) = changed.bytes.get(from..to).filter(|bytes| !bytes.is_empty()) else { continue };
+                let start = number.saturating_mul(PIECE).saturating_add(from as u64);
+                let at = self.geometry.table_start(copy).saturating_add(start);
+                // A second table may lie past the end of an image that was cut.
+                let there = self.device.size().saturating_sub(at).min(bytes.len() as u64);
+                let there = bytes.get(..usize::try_from(there).map_err(|_| Error::Invalid)?).unwrap_or(bytes);
+                if !there.is_empty() {
+                    writer.write_all_at(there, at)?;
+                }
+            }
+        }
+        for (number, changed) in std::mem::take(&mut changes.pieces) {
+            let weight = changed.bytes.len() as u64;
+            self.pieces.insert(number, changed.bytes, weight);
+        }
+        Ok(())
     }
 
     /// Counts the free clusters, and calls `used` for each cluster that is not free, in order.

@@ -1,0 +1,447 @@
+//! FAT volumes that are written here, compared with a model in memory, with what mtools and
+//! fsck.fat make of them, and with what is left of them after a crash.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use imgfs::device::memory::Memory;
+use imgfs::device::{BlockDevice, BlockWrite, Device, check_range};
+use imgfs::error::{Error, Result};
+use imgfs::filesystem::{Changes, FileSystem, FileSystemWrite, Kind, NewNode, NodeId, Options, Timestamp, fat};
+
+use crate::fat::{Scratch, Tree, contents, host_tree, mkfs, node, pattern, rows, tool, tree, try_tool};
+
+const NOW: Timestamp = Timestamp { seconds: 1_700_000_000, nanoseconds: 0 };
+
+fn file() -> NewNode {
+    NewNode { kind: Kind::File, read_only: false, now: NOW }
+}
+
+fn directory() -> NewNode {
+    NewNode { kind: Kind::Directory, ..file() }
+}
+
+/// A writable volume in memory that remembers what was written, when told to.
+struct Disk {
+    memory: Memory,
+    log: Mutex<Option<Vec<Event>>>,
+    writes: AtomicU64,
+}
+
+#[derive(Clone)]
+enum Event {
+    Write(u64, Vec<u8>),
+    Flush,
+}
+
+impl Disk {
+    fn new(bytes: Vec<u8>) -> Arc<Self> {
+        Arc::new(Self { memory: Memory::new(bytes, 512), log: Mutex::new(None), writes: AtomicU64::new(0) })
+    }
+
+    fn by_mkfs(kib: u64, args: &str) -> Arc<Self> {
+        let scratch = Scratch::new();
+        let image = scratch.path("image");
+        mkfs(&image, kib, args);
+        Self::new(std::fs::read(&image).unwrap())
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.size() as usize];
+        self.memory.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    fn open(self: &Arc<Self>) -> Arc<dyn FileSystem> {
+        let device: Device = self.clone();
+        (fat::FORMAT.open)(device, &Options::default()).unwrap()
+    }
+}
+
+impl BlockDevice for Disk {
+    fn size(&self) -> u64 {
+        self.memory.size()
+    }
+    fn sector_size(&self) -> u32 {
+        512
+    }
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.memory.read_exact_at(buf, offset)
+    }
+    fn writer(&self) -> Option<&dyn BlockWrite> {
+        Some(self)
+    }
+}
+
+impl BlockWrite for Disk {
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        check_range(buf.len(), offset, self.size())?;
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        if let Some(log) = self.log.lock().unwrap().as_mut() {
+            log.push(Event::Write(offset, buf.to_vec()));
+        }
+        self.memory.write_all_at(buf, offset)
+    }
+    fn flush(&self) -> Result<()> {
+        if let Some(log) = self.log.lock().unwrap().as_mut() {
+            log.push(Event::Flush);
+        }
+        Ok(())
+    }
+}
+
+fn writer(fs: &Arc<dyn FileSystem>) -> &dyn FileSystemWrite {
+    fs.writer().expect("the device can be written to")
+}
+
+/// Saves the image without its zeros, which are most of it.
+fn save(bytes: &[u8], path: &Path) {
+    use std::os::unix::fs::FileExt;
+    drop(std::fs::remove_file(path));
+    let file = std::fs::File::create(path).unwrap();
+    file.set_len(bytes.len() as u64).unwrap();
+    for (i, piece) in bytes.chunks(4096).enumerate() {
+        if piece.iter().any(|&byte| byte != 0) {
+            file.write_all_at(piece, i as u64 * 4096).unwrap();
+        }
+    }
+}
+
+/// `fsck.fat -n` finds nothing, and a reader that starts from the disk sees the same tree.
+fn check_volume(disk: &Arc<Disk>, fs: &Arc<dyn FileSystem>, expected: &Tree, scratch: &Scratch, mtools: bool) {
+    writer(fs).quiesce().unwrap();
+    let image = scratch.path("check.img");
+    save(&disk.bytes(), &image);
+    let path = image.to_str().unwrap();
+    let (code, text) = try_tool("dosfstools", "fsck.fat", &["-n", path]);
+    assert_eq!(code, Some(0), "{text}");
+    same_tree(&tree(fs.as_ref()), expected, "the volume itself");
+    let fresh = disk.open();
+    same_tree(&tree(fresh.as_ref()), expected, "a reader that starts from the disk");
+    let (ours, counted) = (fs.summary(), fresh.summary());
+    assert_eq!(ours.free_blocks, counted.free_blocks);
+    assert!(counted.notes.iter().all(|note| !note.contains("dirty")), "{:?}", counted.notes);
+    if mtools && !expected.is_empty() {
+        let out = scratch.path("out");
+        drop(std::fs::remove_dir_all(&out));
+        std::fs::create_dir(&out).unwrap();
+        tool("mtools", "mcopy", &["-s", "-n", "-Q", "-i", path, "::*", out.to_str().unwrap()]);
+        same_tree(&host_tree(&out), expected, "mcopy");
+    }
+}
+
+fn same_tree(found: &Tree, expected: &Tree, who: &str) {
+    let names = |tree: &Tree| tree.keys().cloned().collect::<BTreeSet<_>>();
+    let (ours, theirs) = (names(found), names(expected));
+    let differ: Vec<_> = ours.symmetric_difference(&theirs).collect();
+    assert!(differ.is_empty(), "{who}: {differ:?}");
+    for (name, bytes) in expected {
+        assert!(found[name] == *bytes, "{who}: {name} has other contents");
+    }
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as usize % n.max(1)
+    }
+    fn pick<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {
+        from.get(self.below(from.len()))
+    }
+}
+
+/// The volume and what should be in it.
+struct Model {
+    disk: Arc<Disk>,
+    fs: Arc<dyn FileSystem>,
+    tree: Tree,
+    nodes: BTreeMap<String, NodeId>,
+    /// Files without a name that are still open.
+    orphans: Vec<(NodeId, Vec<u8>)>,
+    random: Random,
+    full: u32,
+}
+
+fn parent(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(parent, _)| parent)
+}
+
+fn name(path: &str) -> &[u8] {
+    path.rsplit_once('/').map_or(path, |(_, name)| name).as_bytes()
+}
+
+impl Model {
+    fn new(disk: Arc<Disk>, seed: u64) -> Self {
+        let fs = disk.open();
+        let random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let (tree, nodes) = (Tree::new(), BTreeMap::new());
+        Self { disk, fs, tree, nodes, orphans: Vec::new(), random, full: 0 }
+    }
+
+    fn node(&self, path: &str) -> NodeId {
+        if path.is_empty() { self.fs.root() } else { self.nodes[path] }
+    }
+
+    fn files(&self) -> Vec<String> {
+        self.tree.iter().filter(|(_, bytes)| bytes.is_some()).map(|(name, _)| name.clone()).collect()
+    }
+
+    fn folders(&self) -> Vec<String> {
+        let folders = self.tree.iter().filter(|(_, bytes)| bytes.is_none()).map(|(name, _)| name.clone());
+        std::iter::once(String::new()).chain(folders).collect()
+    }
+
+    fn new_path(&mut self) -> String {
+        const NAMES: [&str; 14] = [
+            "A",
+            "B.TXT",
+            "lower.txt",
+            "Mixed.Case",
+            "a longer name",
+            "with.many.dots.in.it",
+            "plus+and,comma;[x]=y",
+            "ümläute und ß",
+            "日本語の名前",
+            ".hidden",
+            "x",
+            "tilde~1",
+            "LONGNA~1",
+            "noext",
+        ];
+        let folders = self.folders();
+        let folder = self.random.pick(&folders).unwrap().clone();
+        let base = *self.random.pick(&NAMES).unwrap();
+        let long = "long ".repeat(self.random.below(45));
+        let name = match self.random.below(4) {
+            0 => base.to_owned(),
+            1 => format!("{base} {}", self.random.below(50)),
+            2 => format!("{} {base}", self.random.below(50)),
+            _ => format!("{long}{}", self.random.below(50)),
+        };
+        let path = if folder.is_empty() { name } else { format!("{folder}/{name}") };
+        // Deep paths help nobody, and the model knows nothing of case or short names.
+        let clash = self.tree.keys().any(|other| other != &path && other.to_lowercase() == path.to_lowercase());
+        let short = self.fs.lookup(self.node(&folder), path.rsplit('/').next().unwrap().as_bytes()).unwrap();
+        if path.matches('/').count() > 4 || clash || short.is_some() != self.tree.contains_key(&path) {
+            return self.new_path();
+        }
+        path
+    }
+
+    /// Whether it was done; a full volume must leave everything as it was.
+    fn done<T>(&mut self, result: Result<T>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(Error::NoSpace) => {
+                self.full += 1;
+                None
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn step(&mut self) {
+        let (files, folders) = (self.files(), self.folders());
+        let fs = self.fs.clone();
+        let w = writer(&fs);
+        match self.random.below(100) {
+            0..20 => {
+                let path = self.new_path();
+                let new = if self.random.below(5) == 0 { directory() } else { file() };
+                let result = w.create(self.node(parent(&path)), name(&path), new);
+                if self.tree.contains_key(&path) {
+                    assert!(matches!(result, Err(Error::Exists)), "{path}");
+                } else if let Some(node) = self.done(result) {
+                    self.tree.insert(path.clone(), (new.kind == Kind::File).then(Vec::new));
+                    self.nodes.insert(path, node);
+                }
+            }
+            20..50 => {
+                let Some(path) = self.random.pick(&files).cloned() else { return };
+                let old = self.tree[&path].clone().unwrap();
+                let most = [10, 600, 5000, 40_000][self.random.below(4)];
+                let bytes = pattern(1 + self.random.below(most), self.random.below(1 << 30) as u64);
+                let offset = match self.random.below(4) {
+                    0 => old.len(),
+                    1 => old.len() + self.random.below(6000),
+                    _ => self.random.below(old.len() + 1),
+                };
+                let result = w.write(self.nodes[&path], &bytes, offset as u64, NOW);
+                if self.done(result).is_some() {
+                    let mut new = old;
+                    new.resize(new.len().max(offset + bytes.len()), 0);
+                    new[offset..offset + bytes.len()].copy_from_slice(&bytes);
+                    self.tree.insert(path, Some(new));
+                }
+            }
+            50..60 => {
+                let Some(path) = self.random.pick(&files).cloned() else { return };
+                let mut bytes = self.tree[&path].clone().unwrap();
+                let size = self.random.below(bytes.len() + bytes.len() / 2 + 3);
+                let changes = Changes { size: Some(size as u64), ..Changes::default() };
+                let result = w.set_attributes(self.nodes[&path], &changes);
+                if self.done(result).is_some() {
+                    bytes.resize(size, 0);
+                    self.tree.insert(path, Some(bytes));
+                }
+            }
+            60..75 => self.rename(),
+            75..88 => {
+                let Some(path) = self.random.pick(&files).cloned() else { return };
+                let node = self.nodes[&path];
+                let open = self.random.below(4) == 0;
+                if open {
+                    w.opened(node);
+                }
+                assert!(matches!(w.remove(self.node(parent(&path)), name(&path), true), Err(Error::NotDirectory)));
+                w.remove(self.node(parent(&path)), name(&path), false).unwrap();
+                let bytes = self.tree.remove(&path).unwrap().unwrap();
+                self.nodes.remove(&path);
+                if open {
+                    self.orphans.push((node, bytes));
+                } else {
+                    assert!(matches!(fs.attributes(node), Err(Error::NotFound)), "a removed node is gone");
+                }
+            }
+            88..92 => {
+                let Some(path) = self.random.pick(&folders).cloned().filter(|path| !path.is_empty()) else { return };
+                let inside = format!("{path}/");
+                let result = w.remove(self.node(parent(&path)), name(&path), true);
+                if self.tree.keys().any(|other| other.starts_with(&inside)) {
+                    assert!(matches!(result, Err(Error::NotEmpty)));
+                } else {
+                    result.unwrap();
+                    self.tree.remove(&path);
+                    self.nodes.remove(&path);
+                }
+            }
+            92..96 => {
+                let Some((node, mut bytes)) = self.orphans.pop() else { return };
+                assert!(contents(fs.as_ref(), node).unwrap() == bytes, "an open file keeps its contents");
+                let more = pattern(700, 9);
+                if self.done(w.write(node, &more, bytes.len() as u64, NOW)).is_some() {
+                    bytes.extend(more);
+                }
+                assert!(contents(fs.as_ref(), node).unwrap() == bytes);
+                w.closed(node);
+                assert!(matches!(fs.attributes(node), Err(Error::NotFound)));
+            }
+            96..98 => w.flush().unwrap(),
+            _ => {
+                let Some(path) = self.random.pick(&files).cloned() else { return };
+                assert_eq!(fs.lookup(self.node(parent(&path)), name(&path)).unwrap(), Some(self.nodes[&path]));
+                assert!(contents(fs.as_ref(), self.nodes[&path]).unwrap() == *self.tree[&path].as_ref().unwrap());
+            }
+        }
+    }
+
+    fn rename(&mut self) {
+        let all: Vec<String> = self.tree.keys().cloned().collect();
+        let Some(from) = self.random.pick(&all).cloned() else { return };
+        let to = match self.random.below(3) {
+            0 => self.random.pick(&all).unwrap().clone(),
+            _ => self.new_path(),
+        };
+        let replace = self.random.below(4) > 0;
+        let fs = self.fs.clone();
+        let (from_dir, to_dir) = (self.node(parent(&from)), self.node(parent(&to)));
+        let result = writer(&fs).rename(from_dir, name(&from), to_dir, name(&to), replace);
+        let moved_in_itself = to.starts_with(&format!("{from}/"));
+        let (dir, inside) = (self.tree[&from].is_none(), format!("{to}/"));
+        if from == to {
+            return result.unwrap();
+        }
+        if dir && moved_in_itself {
+            assert!(matches!(result, Err(Error::Invalid)), "{from} -> {to}: {result:?}");
+            return;
+        }
+        if let Some(there) = self.tree.get(&to) {
+            let expected = match (replace, dir, there.is_none()) {
+                (false, ..) => Some(Error::Exists),
+                (_, true, false) => Some(Error::NotDirectory),
+                (_, false, true) => Some(Error::IsDirectory),
+                (_, true, true) if self.tree.keys().any(|name| name.starts_with(&inside)) => Some(Error::NotEmpty),
+                _ => None,
+            };
+            if let Some(expected) = expected {
+                assert_eq!(result.unwrap_err().to_string(), expected.to_string(), "{from} -> {to}");
+                return;
+            }
+        }
+        if self.done(result).is_none() {
+            return;
+        }
+        let renamed = |path: &str| match path.strip_prefix(&from) {
+            Some("") => Some(to.clone()),
+            Some(rest) if rest.starts_with('/') => Some(format!("{to}{rest}")),
+            _ => None,
+        };
+        let changes: Vec<(String, String)> =
+            all.iter().filter_map(|path| Some((path.clone(), renamed(path)?))).collect();
+        self.tree.remove(&to);
+        self.nodes.remove(&to);
+        let taken: Vec<_> = changes
+            .iter()
+            .map(|(old, new)| (new.clone(), self.tree.remove(old).unwrap(), self.nodes.remove(old).unwrap()))
+            .collect();
+        for (path, bytes, node) in taken {
+            self.tree.insert(path.clone(), bytes);
+            self.nodes.insert(path, node);
+        }
+    }
+}
+
+fn run_model(kib: u64, args: &str, seeds: std::ops::Range<u64>, steps: u32, mtools: bool) {
+    let scratch = Scratch::new();
+    let blank = Disk::by_mkfs(kib, args).bytes();
+    for seed in seeds {
+        let mut model = Model::new(Disk::new(blank.clone()), seed + 1);
+        for step in 1..=steps {
+            model.step();
+            if step % 500 == 0 {
+                for (path, node) in &model.nodes {
+                    assert_eq!(crate::fat::node(model.fs.as_ref(), path), *node, "a number stays valid");
+                }
+                // fsck.fat counts what only open files hold as lost.
+                for (node, _) in std::mem::take(&mut model.orphans) {
+                    writer(&model.fs).closed(node);
+                }
+                check_volume(&model.disk, &model.fs, &model.tree, &scratch, mtools && step % 1500 == 0);
+            }
+        }
+        println!("{args}, seed {seed}: {} rows at the end, {} times full", model.tree.len(), model.full);
+    }
+}
+
+#[test]
+fn random_changes_of_a_fat12_floppy_agree_with_a_model() {
+    run_model(1440, "-F 12", 0..3, 3000, true);
+}
+
+#[test]
+fn random_changes_of_a_small_full_volume_agree_with_a_model() {
+    run_model(160, "-F 12 -s 1 -r 64", 0..4, 3000, true);
+}
+
+#[test]
+fn random_changes_of_a_fat16_volume_agree_with_a_model() {
+    run_model(5000, "-F 16 -s 1 -f 1 -R 3", 0..3, 3000, true);
+}
+
+#[test]
+fn random_changes_of_a_fat32_volume_agree_with_a_model() {
+    run_model(34 << 10, "-F 32 -s 1", 0..2, 3000, true);
+}
+
+#[test]
+fn random_changes_of_large_sectors_and_clusters_agree_with_a_model() {
+    run_model(20 << 10, "-F 16 -S 4096 -s 1", 0..1, 3000, true);
+    run_model(8 << 10, "-F 32 -s 8", 0..1, 3000, false);
+}
