@@ -164,17 +164,17 @@ impl Fat {
         if let Some(orphan) = state.orphans.get(&node) {
             return Ok(*orphan);
         }
+        if node == ROOT || state.nodes.is_gone(node) {
+            return Err(Error::NotFound);
+        }
         let at = state.nodes.position(node);
         let mut slot = [0; SLOT];
         match self.read_metadata(state, &mut slot, at) {
             Err(Error::PastEnd { .. }) => return Err(Error::NotFound),
             other => other?,
         }
-        if matches!(slot, [0 | entry::FREED, ..])
-            || node == ROOT
-            || state.removed.contains_key(&at)
-            || state.nodes.at(at) != node
-        {
+        let held = state.nodes.at(at) == node && !state.removed.contains_key(&at);
+        if matches!(slot, [0 | entry::FREED, ..]) || !held {
             return Err(Error::NotFound);
         }
         let entry = Entry::parse(&slot, at, self.geometry.width)?;

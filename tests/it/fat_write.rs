@@ -5,14 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use imgfs::device::memory::Memory;
 use imgfs::device::{BlockDevice, BlockWrite, Device, check_range};
 use imgfs::error::{Error, Result};
 use imgfs::filesystem::{Changes, FileSystem, FileSystemWrite, Kind, NewNode, NodeId, Options, Timestamp, fat};
 
-use crate::fat::{Scratch, Tree, contents, host_tree, mkfs, node, pattern, rows, tool, tree, try_tool};
+use crate::fat::{Scratch, Tree, contents, host_tree, mkfs, node, pattern, tool, tree, try_tool};
 
 const NOW: Timestamp = Timestamp { seconds: 1_700_000_000, nanoseconds: 0 };
 
@@ -444,4 +443,217 @@ fn random_changes_of_a_fat32_volume_agree_with_a_model() {
 fn random_changes_of_large_sectors_and_clusters_agree_with_a_model() {
     run_model(20 << 10, "-F 16 -S 4096 -s 1", 0..1, 3000, true);
     run_model(8 << 10, "-F 32 -s 8", 0..1, 3000, false);
+}
+
+fn node_at(fs: &Arc<dyn FileSystem>, path: &str) -> NodeId {
+    node(fs.as_ref(), path)
+}
+
+fn put(fs: &Arc<dyn FileSystem>, path: &str, bytes: &[u8]) -> NodeId {
+    let dir = if parent(path).is_empty() { fs.root() } else { node_at(fs, parent(path)) };
+    let node = writer(fs).create(dir, name(path), file()).unwrap();
+    writer(fs).write(node, bytes, 0, NOW).unwrap();
+    node
+}
+
+fn get(fs: &Arc<dyn FileSystem>, path: &str) -> Vec<u8> {
+    contents(fs.as_ref(), node_at(fs, path)).unwrap()
+}
+
+/// What was done between two points of the log, and which files it may have changed.
+struct Deed {
+    start: usize,
+    touched: Vec<String>,
+    moved: Option<(String, String)>,
+}
+
+/// A scenario under which every write is recorded.
+struct Crash {
+    disk: Arc<Disk>,
+    fs: Arc<dyn FileSystem>,
+    blank: Vec<u8>,
+    deeds: Vec<Deed>,
+    /// End of a flush in the log, and the files as they were then.
+    synced: Vec<(usize, Tree)>,
+}
+
+impl Crash {
+    fn new(disk: Arc<Disk>) -> Self {
+        let (blank, fs) = (disk.bytes(), disk.open());
+        *disk.log.lock().unwrap() = Some(Vec::new());
+        Self { disk, fs, blank, deeds: Vec::new(), synced: vec![(0, Tree::new())] }
+    }
+
+    fn len(&self) -> usize {
+        self.disk.log.lock().unwrap().as_ref().unwrap().len()
+    }
+
+    fn touch(&mut self, path: &str) {
+        self.deeds.push(Deed { start: self.len(), touched: vec![path.to_owned()], moved: None });
+    }
+
+    fn put(&mut self, path: &str, bytes: &[u8]) {
+        self.touch(path);
+        put(&self.fs, path, bytes);
+    }
+
+    fn mkdir(&mut self, path: &str) {
+        let dir = if parent(path).is_empty() { self.fs.root() } else { node_at(&self.fs, parent(path)) };
+        writer(&self.fs).create(dir, name(path), directory()).unwrap();
+    }
+
+    fn write(&mut self, path: &str, bytes: &[u8], offset: u64) {
+        self.touch(path);
+        writer(&self.fs).write(node_at(&self.fs, path), bytes, offset, NOW).unwrap();
+    }
+
+    fn truncate(&mut self, path: &str, size: u64) {
+        self.touch(path);
+        let changes = Changes { size: Some(size), ..Changes::default() };
+        writer(&self.fs).set_attributes(node_at(&self.fs, path), &changes).unwrap();
+    }
+
+    fn remove(&mut self, path: &str, directory: bool) {
+        self.touch(path);
+        let dir = if parent(path).is_empty() { self.fs.root() } else { node_at(&self.fs, parent(path)) };
+        writer(&self.fs).remove(dir, name(path), directory).unwrap();
+    }
+
+    fn rename(&mut self, from: &str, to: &str) {
+        let moved = Some((from.to_owned(), to.to_owned()));
+        self.deeds.push(Deed { start: self.len(), touched: vec![to.to_owned()], moved });
+        let dir = |path: &str| if parent(path).is_empty() { self.fs.root() } else { node_at(&self.fs, parent(path)) };
+        writer(&self.fs).rename(dir(from), name(from), dir(to), name(to), true).unwrap();
+    }
+
+    fn flush(&mut self) {
+        writer(&self.fs).flush().unwrap();
+        let tree = tree(self.fs.as_ref());
+        self.synced.push((self.len(), tree));
+    }
+
+    /// Cuts the power after `count` writes and checks what is left once fsck.fat was there.
+    fn check(&self, events: &[Event], count: usize, scratch: &Scratch) {
+        let mut bytes = self.blank.clone();
+        for event in &events[..count] {
+            if let Event::Write(at, written) = event {
+                bytes[*at as usize..*at as usize + written.len()].copy_from_slice(written);
+            }
+        }
+        let image = scratch.path("crash.img");
+        save(&bytes, &image);
+        let path = image.to_str().unwrap();
+        // Where a directory has two names fsck.fat needs a second round.
+        let mut text = String::new();
+        for _ in 0..2 {
+            let (code, said) = try_tool("dosfstools", "fsck.fat", &["-a", path]);
+            assert!(matches!(code, Some(0 | 1)), "after {count} writes: {said}");
+            text.push_str(&said);
+        }
+        let (code, again) = try_tool("dosfstools", "fsck.fat", &["-n", path]);
+        assert_eq!(code, Some(0), "after {count} writes, not repaired: {text}\n{again}");
+        let found = tree(Disk::new(std::fs::read(&image).unwrap()).open().as_ref());
+        let (from, synced) = self.synced.iter().rev().find(|(end, _)| *end <= count).unwrap();
+        let deeds: Vec<&Deed> = self.deeds.iter().filter(|deed| deed.start >= *from && deed.start < count).collect();
+        for (name, bytes) in synced.iter().filter(|(_, bytes)| bytes.is_some()) {
+            let mut names = vec![name.clone()];
+            let mut changed = false;
+            for deed in &deeds {
+                changed |= deed.touched.iter().any(|touched| names.contains(touched));
+                if let Some((from, to)) = &deed.moved {
+                    let moved: Vec<String> = names
+                        .iter()
+                        .filter_map(|name| name.strip_prefix(from.as_str()))
+                        .filter(|rest| rest.is_empty() || rest.starts_with('/'))
+                        .map(|rest| format!("{to}{rest}"))
+                        .collect();
+                    names.extend(moved);
+                }
+            }
+            let intact = names.iter().any(|name| found.get(name) == Some(bytes));
+            assert!(changed || intact, "after {count} writes {name} is lost: {text}\n{:?}", found.keys());
+        }
+    }
+
+    fn check_all(&self, scratch: &Scratch) {
+        let events = self.disk.log.lock().unwrap().clone().unwrap();
+        let writes: Vec<usize> =
+            (0..=events.len()).filter(|&count| count == 0 || matches!(events[count - 1], Event::Write(..))).collect();
+        for &count in &writes {
+            self.check(&events, count, scratch);
+        }
+        println!("{} points of failure", writes.len());
+    }
+}
+
+fn crash_scenario(disk: Arc<Disk>) {
+    let scratch = Scratch::new();
+    let mut crash = Crash::new(disk);
+    crash.put("first", &pattern(3000, 1));
+    crash.put("a long name that takes many slots of the directory", &pattern(9000, 2));
+    crash.mkdir("folder");
+    crash.mkdir("folder/inner");
+    crash.put("folder/inner/deep", &pattern(700, 3));
+    crash.put("folder/config", &pattern(5000, 4));
+    crash.put("victim", &pattern(6000, 5));
+    crash.flush();
+    // Growth, truncation, and writing over freed room.
+    crash.write("first", &pattern(5000, 6), 2500);
+    crash.truncate("victim", 1000);
+    crash.put("newcomer", &pattern(8000, 7));
+    crash.flush();
+    crash.write("victim", &pattern(3000, 8), 1000);
+    crash.remove("newcomer", false);
+    crash.put("another newcomer", &pattern(8000, 9));
+    crash.flush();
+    // The way of every editor: a new file over the old one.
+    crash.put("folder/config.tmp", &pattern(5100, 10));
+    crash.flush();
+    crash.rename("folder/config.tmp", "folder/config");
+    crash.flush();
+    // A new name in another directory, a new directory, a directory that moves.
+    crash.mkdir("elsewhere");
+    crash.rename(
+        "a long name that takes many slots of the directory",
+        "elsewhere/an even longer name, which takes more",
+    );
+    crash.flush();
+    crash.rename("folder/inner", "elsewhere/moved");
+    crash.flush();
+    crash.put("elsewhere/moved/more", &pattern(600, 11));
+    crash.rename("first", "FIRST");
+    crash.rename("elsewhere/moved/more", "elsewhere/moved/another name for it");
+    crash.flush();
+    // Many names, so that the directory grows; and away with them.
+    for i in 0..40 {
+        crash.put(&format!("elsewhere/one of many files, number {i}"), &pattern(100, i));
+    }
+    crash.flush();
+    for i in 0..40 {
+        crash.remove(&format!("elsewhere/one of many files, number {i}"), false);
+    }
+    crash.put("after all", &pattern(20_000, 12));
+    crash.flush();
+    crash.remove("elsewhere/moved/deep", false);
+    crash.remove("elsewhere/moved/another name for it", false);
+    crash.remove("elsewhere/moved", true);
+    crash.flush();
+    crash.check_all(&scratch);
+    let tree = tree(crash.fs.as_ref());
+    check_volume(&crash.disk, &crash.fs, &tree, &scratch, false);
+}
+
+#[test]
+fn a_crash_at_any_write_to_fat12_loses_nothing_that_was_synced() {
+    crash_scenario(Disk::by_mkfs(720, "-F 12 -s 2"));
+}
+
+#[test]
+fn a_crash_at_any_write_to_fat16_loses_nothing_that_was_synced() {
+    crash_scenario(Disk::by_mkfs(5000, "-F 16 -s 1 -R 4"));
+}
+
+#[test]
+fn a_crash_at_any_write_to_fat32_loses_nothing_that_was_synced() {
+    crash_scenario(Disk::by_mkfs(34 << 10, "-F 32 -s 1"));
 }

@@ -82,6 +82,12 @@ pub(super) struct Nodes {
 const FRESH: u64 = 1 << 55;
 
 impl Nodes {
+    /// Whether the number was a node's that was removed. What is at its position now is another
+    /// node, or no directory at all.
+    pub fn is_gone(&self, node: NodeId) -> bool {
+        !self.positions.contains_key(&node) && (node.0 >= FRESH || self.retired.contains(&node.0))
+    }
+
     /// Byte position of a node's 8.3 entry.
     pub fn position(&self, node: NodeId) -> u64 {
         self.positions.get(&node).copied().unwrap_or(node.0)
