@@ -86,6 +86,12 @@ pub enum Error {
     /// The file would grow past what the format can hold.
     #[error("file too large")]
     TooLarge,
+    /// A rename would lead from one volume to another.
+    #[error("not on the same volume")]
+    CrossDevice,
+    /// The format cannot hold this: another owner, a link, a device node.
+    #[error("operation not permitted")]
+    NotPermitted,
     /// Someone else is writing to the same bytes.
     #[error("busy")]
     Busy,

@@ -7,6 +7,7 @@ pub mod iso9660;
 use std::borrow::Cow;
 use std::fs::File;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::bytes::Evidence;
 use crate::device::{BlockDevice, Device, Extent};
@@ -44,6 +45,25 @@ pub struct Timestamp {
     pub seconds: i64,
     /// Nanoseconds after that second, below 1,000,000,000.
     pub nanoseconds: u32,
+}
+
+impl Timestamp {
+    /// A host time; `None` outside the range of 64-bit seconds.
+    pub fn from_system_time(time: SystemTime) -> Option<Self> {
+        let (before, distance) = match time.duration_since(UNIX_EPOCH) {
+            Ok(after) => (false, after),
+            Err(error) => (true, error.duration()),
+        };
+        let seconds = i64::try_from(distance.as_secs()).ok()?;
+        Some(match (before, distance.subsec_nanos()) {
+            (false, nanoseconds) => Self { seconds, nanoseconds },
+            (true, 0) => Self { seconds: seconds.checked_neg()?, nanoseconds: 0 },
+            (true, nanos) => Timestamp {
+                seconds: seconds.checked_neg()?.checked_sub(1)?,
+                nanoseconds: 1_000_000_000u32.checked_sub(nanos)?,
+            },
+        })
+    }
 }
 
 /// What the disk records of a node; what it does not record is `None`.
@@ -210,6 +230,11 @@ pub trait FileSystem: Send + Sync {
         Vec::new()
     }
 
+    /// Whether other nodes show the same bytes: a flat file beside the trees that lie in it.
+    fn is_shared(&self, _file: NodeId) -> bool {
+        false
+    }
+
     /// What statfs shows of the volume that a node belongs to; `None` for the whole.
     fn volume(&self, _node: NodeId) -> Option<Summary> {
         None
@@ -257,6 +282,23 @@ pub trait FileSystemWrite: Send + Sync {
 
     /// One of the openings is over.
     fn closed(&self, node: NodeId);
+
+    /// A file was opened for writing. [`Error::Busy`] when the same bytes are being written in
+    /// another way: through the flat file and through the tree.
+    fn begin_writing(&self, _node: NodeId) -> Result<()> {
+        Ok(())
+    }
+
+    /// The writing that began is over, or (`false`) has reached a point where others should see
+    /// it. True when any node may have changed by it, not this one alone.
+    fn end_writing(&self, _node: NodeId, _over: bool) -> bool {
+        false
+    }
+
+    /// Returns when everything before can be read from the device; stable it need not be.
+    fn settle(&self) -> Result<()> {
+        self.flush()
+    }
 
     /// Returns when everything before is on stable storage.
     fn flush(&self) -> Result<()>;

@@ -13,7 +13,11 @@
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::sync::{Arc, OnceLock};
+use std::ops::Range;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
+
+mod writing;
 
 use crate::device::{Device, Extent};
 use crate::error::{Error, Result};
@@ -26,14 +30,21 @@ const TREE_SHIFT: u32 = 56;
 /// Trees that fit into the top byte beside the synthetic nodes.
 const MAX_TREES: usize = 255;
 
+/// Decodes a volume anew; `None` when no file system is found on it any more.
+pub type Reopen = Arc<dyn Fn() -> Result<Option<Arc<dyn FileSystem>>> + Send + Sync>;
+
 /// One volume: its name in the root, its bytes, and its files when they can be read.
 pub struct Branch {
     /// `disk`, `p1`, `boot1`.
     pub name: String,
+    /// First byte on the disk.
+    pub offset: u64,
     /// The bytes that `NAME.img` shows.
     pub device: Device,
     /// The tree that `NAME/` shows.
     pub tree: Option<Arc<dyn FileSystem>>,
+    /// How the tree is read again after someone wrote to the flat bytes.
+    pub reopen: Option<Reopen>,
     /// For `by-label/`.
     pub label: Option<String>,
     /// For `by-uuid/`.
@@ -43,7 +54,7 @@ pub struct Branch {
 /// The root directory with everything below it.
 pub struct Forest {
     synthetic: Vec<Synthetic>,
-    trees: Vec<Arc<dyn FileSystem>>,
+    trees: Vec<Planted>,
     modified: Option<Timestamp>,
 }
 
@@ -61,14 +72,37 @@ struct Row {
 
 struct Flat {
     device: Device,
-    /// Allocated room in units of 512 bytes; counted when first asked for.
+    /// The bytes of the disk that it shows.
+    range: Range<u64>,
+    /// Allocated room in units of 512 bytes; counted when first asked for, and each time while
+    /// someone may write.
     blocks: OnceLock<u64>,
+}
+
+/// A tree in its place, and who writes to its bytes.
+struct Planted {
+    tree: RwLock<Arc<dyn FileSystem>>,
+    reopen: Option<Reopen>,
+    /// The number by which its top directory is known, also after it was decoded anew.
+    root: NodeId,
+    /// The bytes of the disk that it is decoded from.
+    range: Range<u64>,
+    state: Mutex<Writers>,
+    /// Something was written to the tree since it last settled.
+    unsettled: AtomicBool,
+}
+
+/// How many have a volume open for writing, by either way. One of them is always zero.
+#[derive(Default)]
+struct Writers {
+    through_tree: u64,
+    through_flat: u64,
 }
 
 /// Where a number leads.
 enum Target<'a> {
     Synthetic(&'a Synthetic),
-    Tree(&'a dyn FileSystem, u64, NodeId),
+    Tree(Arc<dyn FileSystem>, u64, NodeId),
 }
 
 const ROOT: NodeId = NodeId(1);
@@ -85,11 +119,12 @@ impl Forest {
         };
         let mut rows = Vec::new();
         for branch in branches {
-            let flat = Flat { device: branch.device.clone(), blocks: OnceLock::new() };
+            let range = branch.offset..branch.offset.saturating_add(branch.device.size());
+            let flat = Flat { device: branch.device.clone(), range: range.clone(), blocks: OnceLock::new() };
             let node = forest.add(Synthetic::Flat(flat));
             rows.push(Row { name: format!("{}.img", branch.name).into_bytes(), node, kind: Kind::File });
             if let Some(tree) = &branch.tree
-                && let Some(node) = forest.plant(tree)
+                && let Some(node) = forest.plant(tree, branch.reopen.clone(), range)
             {
                 rows.push(Row { name: branch.name.clone().into_bytes(), node, kind: Kind::Directory });
             }
@@ -120,11 +155,19 @@ impl Forest {
     }
 
     /// The root of a new tree; `None` when the top byte has no number left.
-    fn plant(&mut self, tree: &Arc<dyn FileSystem>) -> Option<NodeId> {
+    fn plant(&mut self, tree: &Arc<dyn FileSystem>, reopen: Option<Reopen>, range: Range<u64>) -> Option<NodeId> {
         if self.trees.len() >= MAX_TREES {
             return None;
         }
-        self.trees.push(tree.clone());
+        let (state, unsettled) = (Mutex::default(), AtomicBool::new(false));
+        self.trees.push(Planted {
+            tree: RwLock::new(tree.clone()),
+            reopen,
+            root: tree.root(),
+            range,
+            state,
+            unsettled,
+        });
         Some(grafted(self.trees.len() as u64, tree.root()))
     }
 
@@ -154,10 +197,18 @@ impl Forest {
                 self.synthetic.get(index).filter(|_| index > 0).map(Target::Synthetic).ok_or(missing)
             }
             Some(index) => {
-                let tree = usize::try_from(index).ok().and_then(|index| self.trees.get(index)).ok_or(missing)?;
-                Ok(Target::Tree(tree.as_ref(), number, own))
+                let planted = usize::try_from(index).ok().and_then(|index| self.trees.get(index)).ok_or(missing)?;
+                let tree = planted.tree();
+                let own = if own == planted.root { tree.root() } else { own };
+                Ok(Target::Tree(tree, number, own))
             }
         }
+    }
+
+    /// A tree's own number as the forest knows it.
+    fn graft(&self, number: u64, tree: &dyn FileSystem, own: NodeId) -> NodeId {
+        let planted = self.planted(number).ok().filter(|_| own == tree.root());
+        grafted(number, planted.map_or(own, |planted| planted.root))
     }
 
     /// The node at a path below the root, symbolic links not followed. Empty components and `.`
@@ -204,7 +255,8 @@ impl FileSystem for Forest {
     fn read_dir(&self, dir: NodeId, cursor: u64, emit: &mut EntrySink<'_>) -> Result<()> {
         match self.target(dir)? {
             Target::Tree(tree, number, own) => tree.read_dir(own, cursor, &mut |entry| {
-                emit(DirEntry { node: grafted(number, entry.node), name: escaped(entry.name), ..entry })
+                let node = self.graft(number, tree.as_ref(), entry.node);
+                emit(DirEntry { node, name: escaped(entry.name), ..entry })
             }),
             Target::Synthetic(Synthetic::Directory(rows)) => {
                 for (row, next) in rows.iter().zip(1u64..).filter(|(_, next)| *next > cursor) {
@@ -221,7 +273,8 @@ impl FileSystem for Forest {
     fn lookup(&self, dir: NodeId, name: &[u8]) -> Result<Option<NodeId>> {
         match self.target(dir)? {
             Target::Tree(tree, number, own) => {
-                Ok(tree.lookup(own, &unescaped(name))?.map(|node| grafted(number, node)))
+                let found = tree.lookup(own, &unescaped(name))?;
+                Ok(found.map(|node| self.graft(number, tree.as_ref(), node)))
             }
             Target::Synthetic(Synthetic::Directory(rows)) => {
                 Ok(rows.iter().find(|row| row.name == name).map(|row| row.node))
@@ -233,7 +286,10 @@ impl FileSystem for Forest {
     fn read(&self, file: NodeId, buf: &mut [u8], offset: u64) -> Result<usize> {
         match self.target(file)? {
             Target::Tree(tree, _, own) => tree.read(own, buf, offset),
-            Target::Synthetic(Synthetic::Flat(flat)) => flat.read(buf, offset),
+            Target::Synthetic(Synthetic::Flat(flat)) => {
+                self.settle_within(&flat.range)?;
+                flat.read(buf, offset)
+            }
             Target::Synthetic(Synthetic::Directory(_)) => Err(Error::IsDirectory),
             Target::Synthetic(Synthetic::Link(_)) => Err(Error::Invalid),
         }
@@ -272,11 +328,11 @@ impl FileSystem for Forest {
     /// The totals of the only tree, or the sums of all of them in units of 512 bytes.
     fn summary(&self) -> Summary {
         if let [only] = self.trees.as_slice() {
-            return only.summary();
+            return only.tree().summary();
         }
         let mut sum = Summary { block_size: 512, name_max: 255, ..Summary::default() };
         for tree in &self.trees {
-            let one = tree.summary();
+            let one = tree.tree().summary();
             let units = |blocks: u64| blocks.saturating_mul(u64::from(one.block_size)) / 512;
             sum.total_blocks = sum.total_blocks.saturating_add(units(one.total_blocks));
             sum.free_blocks = sum.free_blocks.saturating_add(units(one.free_blocks));
@@ -289,10 +345,15 @@ impl FileSystem for Forest {
 
     fn host_file(&self, file: NodeId) -> Option<&File> {
         match self.target(file).ok()? {
-            Target::Tree(tree, _, own) => tree.host_file(own),
+            // A tree may be replaced while the mount lives: it lends no files.
+            Target::Tree(..) => None,
             Target::Synthetic(Synthetic::Flat(flat)) => flat.host_file(),
             Target::Synthetic(_) => None,
         }
+    }
+
+    fn is_shared(&self, file: NodeId) -> bool {
+        matches!(self.target(file), Ok(Target::Synthetic(Synthetic::Flat(_))))
     }
 
     fn volume(&self, node: NodeId) -> Option<Summary> {
@@ -303,7 +364,8 @@ impl FileSystem for Forest {
     }
 
     fn writer(&self) -> Option<&dyn FileSystemWrite> {
-        None
+        let writable = |node: &Synthetic| matches!(node, Synthetic::Flat(flat) if flat.device.writer().is_some());
+        self.synthetic.iter().any(writable).then_some(self)
     }
 }
 
@@ -365,7 +427,7 @@ impl FileSystem for Escaped {
     }
 
     fn writer(&self) -> Option<&dyn FileSystemWrite> {
-        self.tree.writer()
+        self.tree.writer().map(|_| self as &dyn FileSystemWrite)
     }
 }
 
@@ -378,7 +440,7 @@ pub struct NakedDisk {
 impl NakedDisk {
     /// Shows the bytes of `device`; `modified` is its time.
     pub fn new(device: Device, modified: Option<Timestamp>) -> Self {
-        Self { flat: Flat { device, blocks: OnceLock::new() }, modified }
+        Self { flat: Flat { range: 0..device.size(), device, blocks: OnceLock::new() }, modified }
     }
 }
 
@@ -411,6 +473,10 @@ impl FileSystem for NakedDisk {
     fn host_file(&self, _file: NodeId) -> Option<&File> {
         self.flat.host_file()
     }
+
+    fn writer(&self) -> Option<&dyn FileSystemWrite> {
+        self.flat.device.writer().map(|_| self as &dyn FileSystemWrite)
+    }
 }
 
 impl Flat {
@@ -436,19 +502,25 @@ impl Flat {
     }
 
     fn blocks(&self) -> u64 {
-        *self.blocks.get_or_init(|| {
-            let size = self.device.size();
-            let (mut offset, mut stored) = (0u64, 0u64);
-            for _ in 0..Self::MAX_EXTENTS {
-                let Ok(extent) = self.device.extent(offset) else { break };
-                if extent.len == 0 || offset >= size {
-                    break;
-                }
-                stored = stored.saturating_add(if extent.stored { extent.len } else { 0 });
-                offset = offset.saturating_add(extent.len);
+        if self.device.writer().is_some() {
+            self.count_blocks()
+        } else {
+            *self.blocks.get_or_init(|| self.count_blocks())
+        }
+    }
+
+    fn count_blocks(&self) -> u64 {
+        let size = self.device.size();
+        let (mut offset, mut stored) = (0u64, 0u64);
+        for _ in 0..Self::MAX_EXTENTS {
+            let Ok(extent) = self.device.extent(offset) else { break };
+            if extent.len == 0 || offset >= size {
+                break;
             }
-            stored.saturating_add(size.saturating_sub(offset)).div_ceil(512)
-        })
+            stored = stored.saturating_add(if extent.stored { extent.len } else { 0 });
+            offset = offset.saturating_add(extent.len);
+        }
+        stored.saturating_add(size.saturating_sub(offset)).div_ceil(512)
     }
 
     /// The whole host file, when it is exactly this one.
@@ -562,7 +634,7 @@ mod tests {
 
     fn branch(name: &str, label: &str) -> Branch {
         let device: Device = Arc::new(Memory::new(vec![7; 1000], 512));
-        Branch { name: name.into(), device, tree: None, label: Some(label.into()), uuid: None }
+        Branch { name: name.into(), offset: 0, device, tree: None, reopen: None, label: Some(label.into()), uuid: None }
     }
 
     #[test]

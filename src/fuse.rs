@@ -8,6 +8,7 @@
 
 pub mod attach;
 pub mod errno;
+mod writing;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -15,13 +16,14 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    BackingId, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    BackingId, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use crate::cache::lock;
@@ -100,6 +102,12 @@ impl View {
 pub struct Adapter {
     tree: Arc<dyn FileSystem>,
     view: View,
+    /// Whether anything can be written: then the kernel asks each time, and each file is opened.
+    writable: bool,
+    /// What the kernel knows by number, and how often it was told: only while something can be written.
+    known: Mutex<HashMap<u64, u64>>,
+    /// The way to tell the kernel what it must forget.
+    notifier: Arc<OnceLock<Notifier>>,
     /// Whether `open` may be left out: no file needs a handle of its own.
     without_open: bool,
     passthrough: AtomicBool,
@@ -119,11 +127,15 @@ type Answer<T> = std::result::Result<T, Errno>;
 impl Adapter {
     /// `may_pass_through`: offer whole host files to the kernel (only root is allowed to).
     pub fn new(tree: Arc<dyn FileSystem>, view: View, may_pass_through: bool) -> Self {
+        let writable = tree.writer().is_some();
         Self {
             tree,
             view,
-            without_open: !may_pass_through,
-            passthrough: AtomicBool::new(may_pass_through),
+            writable,
+            known: Mutex::default(),
+            notifier: Arc::default(),
+            without_open: !may_pass_through && !writable,
+            passthrough: AtomicBool::new(may_pass_through && !writable),
             backing: Mutex::new(HashMap::new()),
             next_handle: AtomicU64::new(1),
         }
@@ -164,6 +176,25 @@ impl Adapter {
                 log::error!("{operation}, node {:#x}: a bug in imgfs; please report it with the lines above", node.0);
                 Err(Errno::EIO)
             }
+        }
+    }
+
+    /// Where the session's notifier goes, once there is a session.
+    pub fn notifier(&self) -> Arc<OnceLock<Notifier>> {
+        self.notifier.clone()
+    }
+
+    /// How long the kernel may keep what it is told.
+    fn ttl(&self) -> Duration {
+        if self.writable { Duration::ZERO } else { FOREVER }
+    }
+
+    /// Remembers that the kernel was told of a node.
+    fn remember(&self, attr: &FileAttr) {
+        if self.writable {
+            let mut known = lock(&self.known);
+            let count = known.entry(attr.ino.0).or_insert(0);
+            *count = count.saturating_add(1);
         }
     }
 
@@ -241,8 +272,12 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
             InitFlags::FUSE_NO_OPEN_SUPPORT,
             InitFlags::FUSE_MAX_PAGES,
+            InitFlags::FUSE_BIG_WRITES,
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
         ];
-        for flag in wanted {
+        // A listing that the kernel keeps could be out of date once someone writes.
+        let unwanted = if self.writable { InitFlags::FUSE_CACHE_SYMLINKS } else { InitFlags::empty() };
+        for flag in wanted.into_iter().filter(|flag| !unwanted.contains(*flag)) {
             if config.add_capabilities(flag).is_err() {
                 log::debug!("the kernel does not know {flag:?}");
             }
@@ -258,7 +293,11 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.find(parent, name) {
-            Ok(Some(attr)) => reply.entry(&FOREVER, &attr, Generation(0)),
+            Ok(Some(attr)) => {
+                self.remember(&attr);
+                reply.entry(&self.ttl(), &attr, Generation(0));
+            }
+            Ok(None) if self.writable => reply.error(Errno::ENOENT),
             // Number 0: the kernel remembers that the name is not there.
             Ok(None) => {
                 let missing = self.view.attr(0, &Attributes::new(Kind::File, 0));
@@ -270,8 +309,20 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         match self.attr("getattr", ino) {
-            Ok(attr) => reply.attr(&FOREVER, &attr),
+            Ok(attr) => reply.attr(&self.ttl(), &attr),
             Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        if self.writable {
+            let mut known = lock(&self.known);
+            if let Some(count) = known.get_mut(&ino.0) {
+                *count = count.saturating_sub(nlookup);
+                if *count == 0 {
+                    known.remove(&ino.0);
+                }
+            }
         }
     }
 
@@ -282,9 +333,15 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if self.without_open {
             return reply.error(Errno::ENOSYS);
+        }
+        if self.writable {
+            return match self.begin(ino, flags) {
+                Ok((handle, flags)) => reply.opened(handle, flags),
+                Err(errno) => reply.error(errno),
+            };
         }
         match self.open_backing(ino, &reply) {
             Some((handle, id)) => reply.opened_passthrough(handle, FopenFlags::empty(), &id),
@@ -321,11 +378,15 @@ impl Filesystem for Adapter {
         _req: &Request,
         ino: INodeNo,
         fh: FileHandle,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        if self.writable {
+            self.end(ino, flags);
+            return reply.ok();
+        }
         let mut backing = lock(&self.backing);
         if let Some(known) = backing.get_mut(&ino.0) {
             known.handles.retain(|handle| *handle != fh.0);
@@ -335,6 +396,158 @@ impl Filesystem for Adapter {
         }
         drop(backing);
         reply.ok();
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let wanted = writing::Wanted { mode, uid, gid, size, atime, mtime, crtime };
+        match self.set(ino, &wanted) {
+            Ok(attr) => reply.attr(&self.ttl(), &attr),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn mknod(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        match self.make_node(parent, name, mode) {
+            Ok(attr) => reply.entry(&self.ttl(), &attr, Generation(0)),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn mkdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        match self.make(parent, name, Kind::Directory, mode) {
+            Ok(attr) => reply.entry(&self.ttl(), &attr, Generation(0)),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn create(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let made = self.make(parent, name, Kind::File, mode).and_then(|attr| {
+            let (handle, open_flags) = self.begin(attr.ino, OpenFlags(flags))?;
+            Ok((attr, handle, open_flags))
+        });
+        match made {
+            Ok((attr, handle, open_flags)) => reply.created(&self.ttl(), &attr, Generation(0), handle, open_flags),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        send_empty(self.change("unlink", parent, |writer, dir| writer.remove(dir, name.as_bytes(), false)), reply);
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        send_empty(self.change("rmdir", parent, |writer, dir| writer.remove(dir, name.as_bytes(), true)), reply);
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        send_empty(self.rename_entry((parent, name), (newparent, newname), flags), reply);
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let written = self.change("write", ino, |writer, node| writer.write(node, data, offset, writing::now()));
+        match written {
+            // A request is bounded by the 16 MiB of fuser's buffer.
+            Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        send_empty(self.sync(ino), reply);
+    }
+
+    fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        send_empty(self.sync(ino), reply);
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        send_empty(self.change("setxattr", ino, |writer, node| writer.set_xattr(node, name.as_bytes(), value)), reply);
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        // The C library writes instead.
+        reply.error(Errno::EOPNOTSUPP);
+    }
+
+    fn destroy(&mut self) {
+        if let Some(writer) = self.tree.writer()
+            && let Err(error) = writer.quiesce()
+        {
+            log::error!("what was written last may be lost: {error}");
+        }
     }
 
     fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
@@ -362,11 +575,16 @@ impl Filesystem for Adapter {
         let listed = self.list(ino, offset, &mut |entry| {
             // A node that cannot be read keeps its name; asking for it again will say why.
             let (attributes, ttl) = match self.tree.attributes(entry.node) {
-                Ok(attributes) => (attributes, FOREVER),
+                Ok(attributes) => (attributes, self.ttl()),
                 Err(_) => (Attributes::new(entry.kind, 0), Duration::ZERO),
             };
             let attr = self.attr_of(entry.node, &attributes);
-            !reply.add(attr.ino, entry.next, OsStr::from_bytes(&entry.name), &ttl, &attr, Generation(0))
+            let added = !reply.add(attr.ino, entry.next, OsStr::from_bytes(&entry.name), &ttl, &attr, Generation(0));
+            // The kernel does not count the directory itself and the one above it.
+            if added && !matches!(entry.name.as_ref(), b"." | b"..") {
+                self.remember(&attr);
+            }
+            added
         });
         match listed {
             Ok(()) => reply.ok(),
@@ -438,6 +656,13 @@ fn seek(tree: &dyn FileSystem, node: NodeId, offset: i64, whence: i32) -> Result
     }
     // The end of the file is a hole, and never data.
     Ok(i64::try_from(at).ok().filter(|_| at < size || !want_stored))
+}
+
+fn send_empty(done: Answer<()>, reply: ReplyEmpty) {
+    match done {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(errno),
+    }
 }
 
 fn send_xattr(value: Answer<Vec<u8>>, size: u32, reply: ReplyXattr) {

@@ -1,16 +1,16 @@
 //! Builds the chain of layers for one image: the only place where they meet.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
 
 use crate::container::{self, Opened};
 use crate::device::Device;
 use crate::device::cached::Cached;
+use crate::device::overlay::{self, Base, Overlay};
 use crate::device::window::Window;
 use crate::error::{Error, Result};
 use crate::filesystem::{self, FileSystem, Summary, Timestamp};
-use crate::forest::{Branch, Forest, NakedDisk};
+use crate::forest::{Branch, Forest, NakedDisk, Reopen};
 use crate::volume::{self, Entry, Scan};
 
 /// Bytes that the sector cache keeps unless told otherwise.
@@ -25,6 +25,8 @@ pub struct Options {
     pub filesystem: filesystem::Options,
     /// Bound on the sector cache, bytes.
     pub cache_size: u64,
+    /// Where changes go; nothing can be written when `None`.
+    pub writing: Option<Writing>,
     /// First byte of the container's disk that counts.
     pub offset: u64,
     /// Number of bytes that count; to the end when `None`.
@@ -37,23 +39,38 @@ impl Default for Options {
             container: container::Options { cache_size: DEFAULT_CACHE_SIZE, ..container::Options::default() },
             filesystem: filesystem::Options::default(),
             cache_size: DEFAULT_CACHE_SIZE,
+            writing: None,
             offset: 0,
             size_limit: None,
         }
     }
 }
 
+/// Where changes go: never into the image itself.
+#[derive(Debug, Clone)]
+pub enum Writing {
+    /// Into the overlay in this file, which is made when it is not there.
+    Overlay(PathBuf, overlay::Options),
+    /// Into a nameless file in this folder, gone with the program.
+    Snapshot(PathBuf, overlay::Options),
+}
+
 /// An image with everything in it.
 pub struct Image {
     /// The container, without its disk.
     pub container: ContainerFacts,
-    /// The disk, behind the sector cache.
-    pub disk: Arc<Cached>,
+    /// The disk: behind the sector cache, and the overlay when there is one.
+    pub disk: Device,
+    /// The sector cache.
+    pub cached: Arc<Cached>,
+    /// The overlay over the container's disk.
+    pub overlay: Option<Arc<Overlay>>,
     /// Its partition table, when it has one; the reason, when it could not be read.
     pub scan: Result<Option<Scan>>,
     /// The whole disk, its partitions, its boot images.
     pub parts: Vec<Part>,
     modified: Option<Timestamp>,
+    options: filesystem::Options,
 }
 
 /// What is known of the container.
@@ -131,19 +148,31 @@ impl Image {
     /// Opens an image with everything in it. Damage in one part never hides the others.
     pub fn open(path: &Path, options: &Options) -> Result<Self> {
         let metadata = std::fs::metadata(path).map_err(|error| Error::io(path.display().to_string(), error))?;
-        let modified = metadata.modified().ok().and_then(timestamp);
+        let modified = metadata.modified().ok().and_then(Timestamp::from_system_time);
         let Opened { disk, format, facts, notes } = container::open(path, &options.container)?;
-        let disk = Arc::new(Cached::new(windowed(disk, options)?, options.cache_size));
+        let cached = Arc::new(Cached::new(disk, options.cache_size));
         let container = ContainerFacts { format, file_size: metadata.len(), facts, notes };
-        let device: Device = disk.clone();
-        let scan = volume::scan(&device);
-        let parts = parts(&device, &scan, &options.filesystem);
-        Ok(Self { container, disk, scan, parts, modified })
+        // Absolute: a daemon leaves its folder, and a commit opens the base much later.
+        let absolute = std::path::absolute(path).map_err(|error| Error::io(path.display().to_string(), error))?;
+        let base = Base { disk: cached.clone(), path: absolute, format: format.to_owned() };
+        let overlay = options.writing.as_ref().map(|writing| writing.open(&base)).transpose()?.map(Arc::new);
+        let whole: Device = match &overlay {
+            Some(overlay) => overlay.clone(),
+            None => cached.clone(),
+        };
+        let disk = windowed(whole, options)?;
+        let scan = volume::scan(&disk);
+        let mut parts = parts(&disk, &scan, &options.filesystem);
+        if overlay.is_some() {
+            parts.insert(1.min(parts.len()), untouched(windowed(cached.clone(), options)?));
+        }
+        let options = options.filesystem.clone();
+        Ok(Self { container, disk, cached, overlay, scan, parts, modified, options })
     }
 
     /// Everything under one root.
     pub fn forest(&self) -> Forest {
-        let branches: Vec<Branch> = self.parts.iter().map(Part::branch).collect();
+        let branches: Vec<Branch> = self.parts.iter().map(|part| part.branch(&self.options)).collect();
         Forest::new(&branches, self.main_part().map(|part| part.name.as_str()), self.modified)
     }
 
@@ -167,11 +196,13 @@ impl Image {
 }
 
 impl Part {
-    fn branch(&self) -> Branch {
+    fn branch(&self, options: &filesystem::Options) -> Branch {
         let summary = self.tree.summary();
         Branch {
             name: self.name.clone(),
+            offset: self.offset,
             device: self.device.clone(),
+            reopen: self.device.writer().map(|_| reopen(&self.device, options)),
             tree: match &self.tree {
                 Tree::Open { tree, .. } => Some(tree.clone()),
                 _ => None,
@@ -180,6 +211,28 @@ impl Part {
             uuid: summary.and_then(|s| s.uuid.clone()),
         }
     }
+}
+
+impl Writing {
+    fn open(&self, base: &Base) -> Result<Overlay> {
+        match self {
+            Self::Overlay(path, options) if path.exists() => Overlay::open(path, base, options),
+            Self::Overlay(path, options) => Overlay::create(path, base, options),
+            Self::Snapshot(folder, options) => Overlay::temporary(Some(folder), &base.disk, options),
+        }
+    }
+}
+
+/// `base.img`: the disk as it is below the overlay.
+fn untouched(device: Device) -> Part {
+    let what = Some("the disk without the overlay".to_owned());
+    Part { name: "base".to_owned(), offset: 0, device, entry: None, clipped: false, what, tree: Tree::Structural }
+}
+
+/// Decodes the volume on a device anew, each time it is called.
+fn reopen(device: &Device, options: &filesystem::Options) -> Reopen {
+    let (device, options) = (device.clone(), options.clone());
+    Arc::new(move || Ok(filesystem::open(&device, &options)?.map(|(_, tree)| tree)))
 }
 
 /// `offset=` and `sizelimit=`: the part of the disk that counts.
@@ -256,21 +309,4 @@ fn boot_images(parts: &[Part], options: &filesystem::Options) -> Vec<Part> {
         }
     }
     found
-}
-
-/// A host time; `None` outside the range of 64-bit seconds.
-fn timestamp(time: std::time::SystemTime) -> Option<Timestamp> {
-    let (before, distance) = match time.duration_since(UNIX_EPOCH) {
-        Ok(after) => (false, after),
-        Err(error) => (true, error.duration()),
-    };
-    let seconds = i64::try_from(distance.as_secs()).ok()?;
-    Some(match (before, distance.subsec_nanos()) {
-        (false, nanoseconds) => Timestamp { seconds, nanoseconds },
-        (true, 0) => Timestamp { seconds: seconds.checked_neg()?, nanoseconds: 0 },
-        (true, nanos) => Timestamp {
-            seconds: seconds.checked_neg()?.checked_sub(1)?,
-            nanoseconds: 1_000_000_000u32.checked_sub(nanos)?,
-        },
-    })
 }

@@ -5,7 +5,6 @@ use std::io::Write;
 
 use anyhow::Result;
 use imgfs::bytes::Evidence;
-use imgfs::device::BlockDevice;
 use imgfs::filesystem::Summary;
 use imgfs::stack::{Image, Part, Tree};
 use imgfs::text::printable;
@@ -37,14 +36,14 @@ pub fn run(args: &Args) -> Result<Outcome> {
     if args.json {
         let mut value = describe(&image, &args.target.to_string_lossy());
         if args.stats {
-            let s = image.disk.statistics();
+            let s = image.cached.statistics();
             merge(&mut value, json!({ "cache": { "hits": s.hits, "misses": s.misses, "bytes": s.weight } }));
         }
         writeln!(out, "{value:#}")?;
     } else {
         print(&image, &args.target.to_string_lossy(), &mut out)?;
         if args.stats {
-            let s = image.disk.statistics();
+            let s = image.cached.statistics();
             writeln!(out, "sector cache: {} hits, {} misses, {} bytes kept", s.hits, s.misses, s.weight)?;
         }
     }

@@ -8,7 +8,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use fuser::{Config, Session, SessionACL};
@@ -16,10 +17,10 @@ use imgfs::filesystem::FileSystem;
 use imgfs::forest::Escaped;
 use imgfs::fuse::attach::{Request, attach};
 use imgfs::fuse::{Adapter, View};
-use imgfs::stack::{Image, Tree};
+use imgfs::stack::{Image, Tree, Writing};
 
 use super::Outcome;
-use super::options::{self, MountOptions};
+use super::options::{self, MountOptions, WritingArgs};
 use super::runtime::{self, Mark};
 use super::target::{ImageArgs, Target};
 use super::{cp, umount};
@@ -30,6 +31,8 @@ const THREADS: usize = 8;
 const READY: &str = "ready";
 /// Readahead in KiB that root asks the kernel for; its own default on a FUSE mount is 128.
 const READ_AHEAD_KIB: u32 = 1024;
+/// How long what was written may stay in memory when nobody asks for more.
+const WRITE_BACK: Duration = Duration::from_secs(5);
 
 #[derive(clap::Args)]
 #[command(after_help = options::help())]
@@ -48,6 +51,11 @@ pub struct Args {
     /// Bound on the sector cache, as -o cache=SIZE
     #[arg(long, value_name = "SIZE")]
     cache_size: Option<String>,
+    #[command(flatten)]
+    writing: WritingArgs,
+    /// Commit the overlay into the image itself at a clean unmount
+    #[arg(long)]
+    commit: bool,
     /// Set by the first process for the second
     #[arg(long, hide = true)]
     daemon: bool,
@@ -74,12 +82,28 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     let target = Target::parse(&args.target)?;
     ensure!(target.path.is_empty(), "a whole image is mounted: leave out the path (-o tree=p1 shows one tree)");
+    options.stack.writing = args.writing.parse(&target.image, options.read_write)?;
+    ensure!(
+        !args.commit || matches!(options.stack.writing, Some(Writing::Overlay(..))),
+        "--commit needs an overlay: -o rw"
+    );
     let mountpoint = args.mountpoint.canonicalize().with_context(|| explain_missing(&args.mountpoint))?;
     let image = target.open_with(options.clone())?;
     report(&image);
+    if let Some(Writing::Overlay(path, _)) = &options.stack.writing {
+        eprintln!("imgfs: changes go to {}", path.display());
+    }
     let tree = tree(&image, &options, &mountpoint)?;
     let pid_file = args.pid_file.as_ref().map(std::path::absolute).transpose()?;
-    serve(tree, &options, &target.image, &mountpoint, pid_file.as_deref(), args.daemon)?;
+    serve(tree, &options, &target.image, &mountpoint, pid_file.as_deref(), args.daemon, move || {
+        let overlay = image.overlay.clone();
+        drop(image);
+        match overlay.and_then(Arc::into_inner) {
+            Some(overlay) if args.commit => Ok(overlay.commit_in_place(&mut |_, _| ())?),
+            Some(overlay) => Ok(overlay.close()?),
+            None => Ok(()),
+        }
+    })?;
     Ok(Outcome::Complete)
 }
 
@@ -152,6 +176,7 @@ fn serve(
     mountpoint: &Path,
     pid_file: Option<&Path>,
     daemon: bool,
+    finish: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let root = rustix::process::geteuid().is_root();
     let view = View {
@@ -163,14 +188,21 @@ fn serve(
         dmask: options.dmask,
         default_mask: cp::umask(),
     };
+    let writable = tree.writer().is_some();
+    if writable {
+        write_back(Arc::downgrade(&tree));
+    }
     let adapter = Adapter::new(tree, view, root);
-    let request = Request { mountpoint, source: image, allow_other: options.allow_other, read_only: true };
+    let notifier = adapter.notifier();
+    let request = Request { mountpoint, source: image, allow_other: options.allow_other, read_only: !writable };
     let connection = attach(request).map_err(|error| explain_refused(error, mountpoint))?;
     let config = config(options);
     let session = Session::from_fd(adapter, connection, config.acl, config).inspect_err(|_| {
         // Nothing answers there: an empty mount would only be in the way.
         let _ = umount::unmount(mountpoint, true);
     })?;
+    // Set only here, so that it cannot be set already.
+    let _ = notifier.set(session.notifier());
     let unmount_on = mountpoint.to_owned();
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
     std::thread::spawn(move || {
@@ -184,11 +216,31 @@ fn serve(
     let (point, image, pid_file) = (mountpoint.to_owned(), image.to_owned(), pid_file.map(Path::to_owned));
     let ready = std::thread::spawn(move || announce(&point, &image, pid_file.as_deref(), root, daemon));
     session.run()?;
-    // The mark is kept to the very end: `umount` waits for it.
-    if let Ok(Err(error)) = ready.join().map(|mark| mark.map(drop)) {
-        bail!(error);
+    let finished = finish();
+    let mut mark = match ready.join() {
+        Ok(announced) => announced?,
+        Err(_) => None,
+    };
+    if let (Err(error), Some(mark)) = (&finished, &mut mark) {
+        mark.fail(error);
     }
-    Ok(())
+    // The mark is kept to the very end: `umount` waits for it.
+    finished
+}
+
+/// Flushes now and then, so that a crash costs little of what nobody asked to be stable.
+fn write_back(tree: Weak<dyn FileSystem>) {
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(WRITE_BACK);
+            let Some(tree) = tree.upgrade() else { return };
+            if let Some(writer) = tree.writer()
+                && let Err(error) = writer.flush()
+            {
+                log::error!("writing back: {error}");
+            }
+        }
+    });
 }
 
 fn config(options: &MountOptions) -> Config {

@@ -1,8 +1,11 @@
 //! `-o name[=value],...`: one table of names for all commands, spelled as mount(8) and the kernel
 //! spell them.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context, Result, bail};
-use imgfs::stack;
+use imgfs::device::overlay;
+use imgfs::stack::{self, Writing};
 
 /// Everything that `-o` can say.
 #[derive(Debug, Clone, Default)]
@@ -21,8 +24,50 @@ pub struct MountOptions {
     pub fmask: Option<u16>,
     /// Permission bits to take from directories.
     pub dmask: Option<u16>,
+    /// `rw`: changes go to an overlay.
+    pub read_write: bool,
     /// `tree` or `tree=p1`: this tree at the mount point itself.
     pub tree: Option<Option<String>>,
+}
+
+/// Where changes go: the same for a mount and for the commands that change an image.
+#[derive(clap::Args, Debug, Clone)]
+pub struct WritingArgs {
+    /// Keep changes in this file (default: IMAGE.overlay.qcow2); implies -o rw
+    #[arg(long, value_name = "FILE", aliases = ["shadow", "cache"])]
+    pub overlay: Option<PathBuf>,
+    /// Throw changes away at the end; implies -o rw
+    #[arg(long, conflicts_with = "overlay")]
+    pub snapshot: bool,
+    /// Bound on the overlay's size
+    #[arg(long, value_name = "SIZE")]
+    pub overlay_max: Option<String>,
+    /// Take a base that has changed since the overlay was made, or is another one
+    #[arg(long)]
+    pub force_base: bool,
+}
+
+impl WritingArgs {
+    /// What the flags and `-o rw` ask for; `None` when nothing is to be written.
+    pub fn parse(&self, image: &Path, read_write: bool) -> Result<Option<Writing>> {
+        let max_size = self.overlay_max.as_deref().map(size).transpose().context("--overlay-max")?;
+        let options = overlay::Options { max_size, force: self.force_base };
+        if self.snapshot {
+            return Ok(Some(Writing::Snapshot(std::env::temp_dir(), options)));
+        }
+        if self.overlay.is_none() && !read_write {
+            return Ok(None);
+        }
+        let path = self.overlay.clone().unwrap_or_else(|| beside(image));
+        Ok(Some(Writing::Overlay(std::path::absolute(path)?, options)))
+    }
+}
+
+/// The overlay's usual place.
+pub fn beside(image: &Path) -> PathBuf {
+    let mut name = image.as_os_str().to_owned();
+    name.push(".overlay.qcow2");
+    name.into()
 }
 
 /// An option, as `--help` and the error for an unknown one know it.
@@ -41,7 +86,8 @@ const fn known(name: &'static str, value: &'static str, help: &'static str) -> K
 
 /// Every name that `-o` takes.
 pub const KNOWN: &[Known] = &[
-    known("ro", "", "read-only (always so)"),
+    known("ro", "", "read-only (the default)"),
+    known("rw", "", "read and write: changes go to an overlay, never into the image"),
     known("tree", "[pN]", "one tree at the mount point itself: the main one, or the named one"),
     known("owners", "", "the disk's owners and permissions (the default for root)"),
     known("noowners", "", "everything belongs to the caller and is readable (the default for others)"),
@@ -128,6 +174,8 @@ impl MountOptions {
         }
         let text = value.unwrap_or_default();
         match name {
+            "ro" => self.read_write = false,
+            "rw" => self.read_write = true,
             "tree" => self.tree = Some(value.map(str::to_owned)),
             "owners" => self.owners = Some(true),
             "noowners" => self.owners = Some(false),
@@ -168,7 +216,6 @@ fn unknown(name: &str) -> anyhow::Error {
                 "refused: device files and set-user-id programs of an image never work through imgfs"
             );
         }
-        "rw" => return anyhow::anyhow!("refused: this version of imgfs reads only"),
         _ => {}
     }
     let names = KNOWN.iter().map(|known| known.name).chain(IGNORED.iter().copied());

@@ -2,12 +2,15 @@
 //! long as that lives.
 
 use std::fs::{File, Permissions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::FlockOperation;
+
+/// How a mark starts whose daemon failed at the end.
+const FAILED: &str = "failed: ";
 
 /// A mount as the kernel lists it.
 pub struct Mounted {
@@ -81,7 +84,7 @@ fn folder() -> Result<PathBuf> {
 /// The mark of a living daemon; goes away with it.
 pub struct Mark {
     path: PathBuf,
-    _locked: File,
+    locked: File,
 }
 
 impl Mark {
@@ -93,7 +96,15 @@ impl Mark {
         rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
         file.set_len(0)?;
         file.write_all(text.as_bytes())?;
-        Ok(Self { path, _locked: file })
+        Ok(Self { path, locked: file })
+    }
+}
+
+impl Mark {
+    /// Leaves word of a failure to whoever waits for the end.
+    pub fn fail(&mut self, error: &anyhow::Error) {
+        // Nobody waits, or the folder is full: there is no one else to tell.
+        let _ = self.locked.set_len(0).and_then(|()| write!(self.locked, "{FAILED}{error:#}"));
     }
 }
 
@@ -113,10 +124,15 @@ impl Waiter {
         Self(folder().ok().and_then(|folder| File::open(folder.join(&mounted.device)).ok()))
     }
 
-    /// Returns when the daemon is gone: at once when there was no mark.
+    /// Returns when the daemon is gone, with what it failed at; at once when there was no mark.
     pub fn wait(self) -> Result<()> {
         match self.0 {
-            Some(file) => Ok(rustix::fs::flock(&file, FlockOperation::LockShared)?),
+            Some(mut file) => {
+                rustix::fs::flock(&file, FlockOperation::LockShared)?;
+                let mut text = String::new();
+                file.read_to_string(&mut text)?;
+                text.strip_prefix(FAILED).map_or(Ok(()), |error| bail!("unmounted, but: {error}"))
+            }
             None => Ok(()),
         }
     }

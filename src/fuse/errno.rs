@@ -24,6 +24,8 @@ pub fn errno(error: &Error) -> Errno {
         Error::NoSpace => Errno::ENOSPC,
         Error::NameTooLong => Errno::ENAMETOOLONG,
         Error::TooLarge => Errno::EFBIG,
+        Error::CrossDevice => Errno::EXDEV,
+        Error::NotPermitted => Errno::EPERM,
         Error::Busy => Errno::EBUSY,
     }
 }

@@ -447,7 +447,10 @@ fn hash_versions_tea_and_legacy_read_as_in_the_kernel() {
     for (name, hash) in [("tea", "tea"), ("legacy", "legacy")] {
         let scratch = Scratch::new(name);
         let image = scratch.path("image");
-        sh(&format!("truncate -s 96M {0}; mke2fs -q -F -t ext4 -N 20000 {0}; tune2fs -E hash_alg={hash} {0}", image.display()));
+        sh(&format!(
+            "truncate -s 96M {0}; mke2fs -q -F -t ext4 -N 20000 {0}; tune2fs -E hash_alg={hash} {0}",
+            image.display()
+        ));
         {
             let mount = Mount::new(&image, scratch.path("rw"), "rw");
             sh(&format!("export ROOT={}; {FILL}", mount.0.display()));
@@ -615,15 +618,19 @@ for i in range(40): f.seek(i * 9000); f.write(b'x')""#,
     let started = std::time::Instant::now();
     for (number, kind) in kinds.iter().enumerate() {
         let image = scratch.path(&format!("image{number}"));
-        sh(&format!("cd {1}; truncate -s 3M {0}; mke2fs -q -F {kind} -d tree {0}; debugfs -w -R 'dirs' {0}; e2fsck -fyD {0} || true",
-            image.display(), scratch.0.display()));
+        sh(&format!(
+            "cd {1}; truncate -s 3M {0}; mke2fs -q -F {kind} -d tree {0}; debugfs -w -R 'dirs' {0}; e2fsck -fyD {0} || true",
+            image.display(),
+            scratch.0.display()
+        ));
         let mut bytes = std::fs::read(&image).unwrap();
         if *kind == kinds[4] {
             // Marked as in need of its journal, so that the journal is read as well.
             bytes[1024 + 0x60] |= 4;
         }
         // Bytes in use, where flips matter.
-        let used: Vec<usize> = (0..bytes.len()).filter(|&at| bytes[at] != 0 && !(60_000..64_000).contains(&at)).collect();
+        let used: Vec<usize> =
+            (0..bytes.len()).filter(|&at| bytes[at] != 0 && !(60_000..64_000).contains(&at)).collect();
         for round in 0..1500u64 {
             let mut mutant = bytes.clone();
             for _ in 0..=random(6) {

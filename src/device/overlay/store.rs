@@ -100,7 +100,7 @@ impl HostStore {
 impl Drop for HostStore {
     /// A child that was just forked shares the lock with the file, until it runs its program.
     fn drop(&mut self) {
-        drop(rustix::fs::flock(&self.file, FlockOperation::Unlock));
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
     }
 }
 

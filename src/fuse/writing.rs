@@ -1,0 +1,157 @@
+//! The write half of the adapter: what the kernel's requests mean to a [`FileSystemWrite`].
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use fuser::{Errno, FileAttr, FileHandle, FopenFlags, INodeNo, OpenAccMode, OpenFlags, RenameFlags, TimeOrNow};
+
+use super::{Adapter, Answer};
+use crate::cache::lock;
+use crate::error::{Error, Result};
+use crate::filesystem::{Changes, FileSystemWrite, Kind, NewNode, NodeId, Timestamp};
+
+/// What a `setattr` asks for.
+pub(super) struct Wanted {
+    pub mode: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub size: Option<u64>,
+    pub atime: Option<TimeOrNow>,
+    pub mtime: Option<TimeOrNow>,
+    pub crtime: Option<SystemTime>,
+}
+
+impl Adapter {
+    /// Changes something; failures are logged and become an errno, as in [`Adapter::ask`].
+    pub(super) fn change<T>(
+        &self,
+        operation: &str,
+        ino: INodeNo,
+        change: impl FnOnce(&dyn FileSystemWrite, NodeId) -> Result<T>,
+    ) -> Answer<T> {
+        self.ask(operation, ino, |tree, node| change(tree.writer().ok_or(Error::ReadOnly)?, node))
+    }
+
+    /// Opens a file of a mount that can be written to.
+    pub(super) fn begin(&self, ino: INodeNo, flags: OpenFlags) -> Answer<(FileHandle, FopenFlags)> {
+        let node = self.node(ino);
+        self.change("open", ino, |writer, node| {
+            if writes(flags) {
+                writer.begin_writing(node)?;
+            }
+            writer.opened(node);
+            Ok(())
+        })?;
+        let handle = FileHandle(self.next_handle.fetch_add(1, Ordering::Relaxed));
+        // Of bytes that can change through another node, the kernel keeps none.
+        let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
+        Ok((handle, if self.tree.is_shared(node) { direct } else { FopenFlags::FOPEN_KEEP_CACHE }))
+    }
+
+    /// The end of what [`Adapter::begin`] began.
+    pub(super) fn end(&self, ino: INodeNo, flags: OpenFlags) {
+        let ended = self.change("release", ino, |writer, node| {
+            writer.closed(node);
+            Ok(writes(flags) && writer.end_writing(node, true))
+        });
+        if ended == Ok(true) {
+            self.forget_contents();
+        }
+    }
+
+    pub(super) fn sync(&self, ino: INodeNo) -> Answer<()> {
+        let all_changed = self.change("fsync", ino, |writer, node| {
+            writer.flush()?;
+            Ok(writer.end_writing(node, false))
+        })?;
+        if all_changed {
+            self.forget_contents();
+        }
+        Ok(())
+    }
+
+    /// After a flat file was written to: the kernel's pages and attributes of every node are void.
+    fn forget_contents(&self) {
+        let Some(notifier) = self.notifier.get().cloned() else { return };
+        let known: Vec<u64> = lock(&self.known).keys().copied().collect();
+        // Not here: the kernel may wait for this very request before it lets go of a page.
+        std::thread::spawn(move || {
+            for ino in known {
+                // ENOENT: the kernel has forgotten it by itself.
+                let _ = notifier.inval_inode(INodeNo(ino), 0, 0);
+            }
+        });
+    }
+
+    pub(super) fn make(&self, parent: INodeNo, name: &OsStr, kind: Kind, mode: u32) -> Answer<FileAttr> {
+        let new = NewNode { kind, read_only: kind == Kind::File && mode & 0o222 == 0, now: now() };
+        let attr = self.ask("create", parent, |tree, dir| {
+            let node = tree.writer().ok_or(Error::ReadOnly)?.create(dir, name.as_bytes(), new)?;
+            Ok(self.attr_of(node, &tree.attributes(node)?))
+        })?;
+        self.remember(&attr);
+        Ok(attr)
+    }
+
+    /// `mknod`: only of regular files.
+    pub(super) fn make_node(&self, parent: INodeNo, name: &OsStr, mode: u32) -> Answer<FileAttr> {
+        const TYPE: u32 = 0o170_000;
+        const REGULAR: u32 = 0o100_000;
+        if mode & TYPE != REGULAR {
+            return Err(Errno::EPERM);
+        }
+        self.make(parent, name, Kind::File, mode)
+    }
+
+    pub(super) fn rename_entry(
+        &self,
+        from: (INodeNo, &OsStr),
+        to: (INodeNo, &OsStr),
+        flags: RenameFlags,
+    ) -> Answer<()> {
+        let known = RenameFlags::RENAME_NOREPLACE;
+        if !known.contains(flags) {
+            return Err(Errno::EINVAL);
+        }
+        let new_dir = self.node(to.0);
+        self.change("rename", from.0, |writer, dir| {
+            let replace = !flags.contains(RenameFlags::RENAME_NOREPLACE);
+            writer.rename(dir, from.1.as_bytes(), new_dir, to.1.as_bytes(), replace)
+        })
+    }
+
+    /// Size, times, and the read-only mark; owners cannot change where the medium has none.
+    pub(super) fn set(&self, ino: INodeNo, wanted: &Wanted) -> Answer<FileAttr> {
+        let before = self.attr("setattr", ino)?;
+        let other_owner =
+            wanted.uid.is_some_and(|uid| uid != before.uid) || wanted.gid.is_some_and(|gid| gid != before.gid);
+        if other_owner {
+            return Err(Errno::EPERM);
+        }
+        let time = |time: Option<TimeOrNow>| match time {
+            Some(TimeOrNow::SpecificTime(time)) => Timestamp::from_system_time(time),
+            Some(TimeOrNow::Now) => Some(now()),
+            None => None,
+        };
+        let changes = Changes {
+            size: wanted.size,
+            read_only: wanted.mode.map(|mode| mode & 0o222 == 0),
+            accessed: time(wanted.atime),
+            modified: time(wanted.mtime),
+            created: wanted.crtime.and_then(Timestamp::from_system_time),
+        };
+        self.change("setattr", ino, |writer, node| writer.set_attributes(node, &changes))?;
+        self.attr("setattr", ino)
+    }
+}
+
+fn writes(flags: OpenFlags) -> bool {
+    flags.acc_mode() != OpenAccMode::O_RDONLY
+}
+
+/// The present time.
+pub(super) fn now() -> Timestamp {
+    Timestamp::from_system_time(SystemTime::now()).unwrap_or(Timestamp { seconds: 0, nanoseconds: 0 })
+}
