@@ -1,12 +1,19 @@
 //! The commands. Each file is one of them; what they share stands in `options`, `target`, `walk`.
 
 mod cat;
+mod commit;
 mod cp;
+mod create;
+mod diff;
+mod edit;
 mod info;
 mod ls;
 mod manifest;
 mod mount;
 mod options;
+mod overlay;
+mod patch;
+mod progress;
 mod runtime;
 mod target;
 mod tree;
@@ -46,8 +53,28 @@ enum Command {
     Cat(cat::Args),
     /// List a tree as a tree
     Tree(tree::Args),
-    /// Extract files with times, modes, links and extended attributes
+    /// Extract files with times, modes, links and extended attributes; or put files into an image
     Cp(cp::Args),
+    /// Make directories in an image
+    Mkdir(edit::MkdirArgs),
+    /// Remove files from an image
+    Rm(edit::RmArgs),
+    /// Rename within an image
+    Mv(edit::MvArgs),
+    /// Make a blank formatted image
+    Create(create::Args),
+    /// Describe or check an overlay
+    Overlay(overlay::Args),
+    /// Say what an overlay changes
+    Diff(diff::Args),
+    /// Write base and overlay as a new image, or the changes into the base
+    Commit(commit::Args),
+    /// Throw the changes of an overlay away
+    Discard(commit::DiscardArgs),
+    /// Write the changes of an overlay as a patch
+    Export(patch::ExportArgs),
+    /// Apply a patch
+    Apply(patch::ApplyArgs),
     /// One row a node: path, type, size, SHA-256
     Manifest(manifest::Args),
 }
@@ -71,6 +98,16 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Cat(args) => cat::run(&args),
         Command::Tree(args) => tree::run(&args),
         Command::Cp(args) => cp::run(&args),
+        Command::Mkdir(args) => edit::mkdir(&args),
+        Command::Rm(args) => edit::rm(&args),
+        Command::Mv(args) => edit::mv(&args),
+        Command::Create(args) => create::run(&args),
+        Command::Overlay(args) => overlay::run(&args),
+        Command::Diff(args) => diff::run(&args),
+        Command::Commit(args) => commit::run(&args),
+        Command::Discard(args) => commit::discard(&args),
+        Command::Export(args) => patch::export(&args),
+        Command::Apply(args) => patch::apply(&args),
         Command::Manifest(args) => manifest::run(&args),
     };
     match result {

@@ -48,6 +48,11 @@ pub struct Timestamp {
 }
 
 impl Timestamp {
+    /// The present time.
+    pub fn now() -> Self {
+        Self::from_system_time(SystemTime::now()).unwrap_or(Self { seconds: 0, nanoseconds: 0 })
+    }
+
     /// A host time; `None` outside the range of 64-bit seconds.
     pub fn from_system_time(time: SystemTime) -> Option<Self> {
         let (before, distance) = match time.duration_since(UNIX_EPOCH) {

@@ -499,7 +499,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let written = self.change("write", ino, |writer, node| writer.write(node, data, offset, writing::now()));
+        let written = self.change("write", ino, |writer, node| writer.write(node, data, offset, Timestamp::now()));
         match written {
             // A request is bounded by the 16 MiB of fuser's buffer.
             Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
@@ -561,17 +561,23 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let mut rows = 0u32;
         let listed = self.list(ino, offset, &mut |entry| {
             let number = INodeNo(self.swapped(entry.node.0));
-            !reply.add(number, entry.next, file_type(entry.kind), OsStr::from_bytes(&entry.name))
+            let added = !reply.add(number, entry.next, file_type(entry.kind), OsStr::from_bytes(&entry.name));
+            rows = rows.saturating_add(u32::from(added));
+            added
         });
         match listed {
+            // What can be listed is; the next call, behind the last row, meets the damage again.
+            Err(_) if rows > 0 => reply.ok(),
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         }
     }
 
     fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let mut rows = 0u32;
         let listed = self.list(ino, offset, &mut |entry| {
             // A node that cannot be read keeps its name; asking for it again will say why.
             let (attributes, ttl) = match self.tree.attributes(entry.node) {
@@ -584,9 +590,11 @@ impl Filesystem for Adapter {
             if added && !matches!(entry.name.as_ref(), b"." | b"..") {
                 self.remember(&attr);
             }
+            rows = rows.saturating_add(u32::from(added));
             added
         });
         match listed {
+            Err(_) if rows > 0 => reply.ok(),
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         }

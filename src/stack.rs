@@ -149,7 +149,7 @@ impl Image {
     pub fn open(path: &Path, options: &Options) -> Result<Self> {
         let metadata = std::fs::metadata(path).map_err(|error| Error::io(path.display().to_string(), error))?;
         let modified = metadata.modified().ok().and_then(Timestamp::from_system_time);
-        let Opened { disk, format, facts, notes } = container::open(path, &options.container)?;
+        let Opened { disk, format, facts, notes } = container::open(path, &options.container_options()?)?;
         let cached = Arc::new(Cached::new(disk, options.cache_size));
         let container = ContainerFacts { format, file_size: metadata.len(), facts, notes };
         // Absolute: a daemon leaves its folder, and a commit opens the base much later.
@@ -174,6 +174,13 @@ impl Image {
     pub fn forest(&self) -> Forest {
         let branches: Vec<Branch> = self.parts.iter().map(|part| part.branch(&self.options)).collect();
         Forest::new(&branches, self.main_part().map(|part| part.name.as_str()), self.modified)
+    }
+
+    /// The overlay, everything else closed; `None` without one, or while something else holds it.
+    pub fn into_overlay(self) -> Option<Overlay> {
+        let overlay = self.overlay.clone();
+        drop(self);
+        overlay.and_then(Arc::into_inner)
     }
 
     /// The bytes of the disk as the only file there is.
@@ -210,6 +217,28 @@ impl Part {
             label: summary.and_then(|s| s.label.clone()),
             uuid: summary.and_then(|s| s.uuid.clone()),
         }
+    }
+}
+
+/// Opens an overlay with the base that it names.
+pub fn open_overlay(path: &Path, options: overlay::Options) -> Result<Overlay> {
+    let base = overlay::base_reference(path)?.path;
+    let writing = Some(Writing::Overlay(path.to_owned(), options));
+    let image = Image::open(&base, &Options { writing, ..Options::default() })?;
+    image.into_overlay().ok_or(Error::Invalid)
+}
+
+impl Options {
+    /// The base of an overlay keeps the format that it was first seen to have: a guest can write
+    /// the magic number of another.
+    fn container_options(&self) -> Result<container::Options> {
+        let mut options = self.container.clone();
+        if let (None, Some(Writing::Overlay(path, _))) = (&options.format, &self.writing)
+            && path.exists()
+        {
+            options.format = overlay::base_reference(path)?.binding.map(|binding| binding.format);
+        }
+        Ok(options)
     }
 }
 

@@ -7,7 +7,6 @@
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::IsTerminal;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -17,21 +16,20 @@ use anyhow::{Context, Result, bail, ensure};
 use imgfs::error::Error;
 use imgfs::filesystem::{Attributes, FileSystem, Kind, NodeId, Timestamp};
 use imgfs::forest::Forest;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use super::Outcome;
-use super::target::{ImageArgs, Target};
+use super::edit::{self, EditArgs};
+use super::target::Target;
 use super::walk::{self, Row, Step};
+use super::{Outcome, progress};
 
 /// Bytes copied at a time.
 const PIECE: usize = 1 << 20;
 
 #[derive(clap::Args)]
 pub struct Args {
-    #[command(flatten)]
-    image: ImageArgs,
     /// Keep times, modes, owners (as root), links and extended attributes; implies -r
     #[arg(short, long)]
     archive: bool,
@@ -41,20 +39,27 @@ pub struct Args {
     /// Also make device nodes and sockets, and set set-id bits
     #[arg(long)]
     special: bool,
-    /// What to copy, as in the mount, and where to: a directory, or a new name
-    #[arg(required = true, num_args = 2.., value_name = "IMAGE:/PATH... DEST")]
+    #[command(flatten)]
+    edit: EditArgs,
+    /// What to copy, as in the mount, and where to: a directory, or a new name; or files of the
+    /// host, and where they go in an image
+    #[arg(required = true, num_args = 2.., value_name = "IMAGE:/PATH... DEST | FILE... IMAGE:/PATH")]
     names: Vec<OsString>,
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
     let Some((dest, sources)) = args.names.split_last() else { bail!("nothing to copy") };
+    if let Some(image) = image_path(dest) {
+        let sources: Vec<PathBuf> = sources.iter().map(PathBuf::from).collect();
+        return edit::copy_in(&args.edit, &sources, &image, args.recursive || args.archive);
+    }
     let dest = Path::new(dest);
     let into = dest.is_dir();
     ensure!(into || sources.len() == 1, "{} is not a directory, and there are several things to copy", dest.display());
     let mut outcome = Outcome::Complete;
     for text in sources {
         let target = Target::parse(text)?;
-        let image = target.open(&args.image)?;
+        let image = target.open(&args.edit.image)?;
         let forest = image.forest();
         let node = target.find(&image, &forest)?;
         let kind = forest.attributes(node)?.kind;
@@ -76,6 +81,14 @@ pub fn run(args: &Args) -> Result<Outcome> {
         }
     }
     Ok(outcome)
+}
+
+/// The destination as a path in an image: it has a colon behind an image's name, and is nothing on the host.
+fn image_path(dest: &OsStr) -> Option<Target> {
+    if Path::new(dest).exists() || !dest.as_encoded_bytes().contains(&b':') {
+        return None;
+    }
+    Target::parse(dest).ok()
 }
 
 /// The folder of a new name, and the name.
@@ -101,7 +114,7 @@ impl<'a> Copy<'a> {
     fn new(args: &'a Args, forest: &'a Forest, folder: &Path) -> Result<Self> {
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
         let top = rustix::fs::open(folder, flags, Mode::empty()).with_context(|| folder.display().to_string())?;
-        let bar = if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+        let bar = progress::bar(0);
         let (folders, copied) = (vec![top], HashMap::new());
         Ok(Self { args, forest, folders, copied, buffer: vec![0; PIECE], bar, failures: 0 })
     }
@@ -120,9 +133,7 @@ impl<'a> Copy<'a> {
             }
             Ok(())
         });
-        self.bar = ProgressBar::new(total);
-        let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} {wide_msg}");
-        self.bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        self.bar.set_length(total);
     }
 
     fn run(&mut self, top: Row) -> Result<()> {

@@ -96,9 +96,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let tree = tree(&image, &options, &mountpoint)?;
     let pid_file = args.pid_file.as_ref().map(std::path::absolute).transpose()?;
     serve(tree, &options, &target.image, &mountpoint, pid_file.as_deref(), args.daemon, move || {
-        let overlay = image.overlay.clone();
-        drop(image);
-        match overlay.and_then(Arc::into_inner) {
+        match image.into_overlay() {
             Some(overlay) if args.commit => Ok(overlay.commit_in_place(&mut |_, _| ())?),
             Some(overlay) => Ok(overlay.close()?),
             None => Ok(()),

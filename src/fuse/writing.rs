@@ -86,7 +86,7 @@ impl Adapter {
     }
 
     pub(super) fn make(&self, parent: INodeNo, name: &OsStr, kind: Kind, mode: u32) -> Answer<FileAttr> {
-        let new = NewNode { kind, read_only: kind == Kind::File && mode & 0o222 == 0, now: now() };
+        let new = NewNode { kind, read_only: kind == Kind::File && mode & 0o222 == 0, now: Timestamp::now() };
         let attr = self.ask("create", parent, |tree, dir| {
             let node = tree.writer().ok_or(Error::ReadOnly)?.create(dir, name.as_bytes(), new)?;
             Ok(self.attr_of(node, &tree.attributes(node)?))
@@ -132,7 +132,7 @@ impl Adapter {
         }
         let time = |time: Option<TimeOrNow>| match time {
             Some(TimeOrNow::SpecificTime(time)) => Timestamp::from_system_time(time),
-            Some(TimeOrNow::Now) => Some(now()),
+            Some(TimeOrNow::Now) => Some(Timestamp::now()),
             None => None,
         };
         let changes = Changes {
@@ -149,9 +149,4 @@ impl Adapter {
 
 fn writes(flags: OpenFlags) -> bool {
     flags.acc_mode() != OpenAccMode::O_RDONLY
-}
-
-/// The present time.
-pub(super) fn now() -> Timestamp {
-    Timestamp::from_system_time(SystemTime::now()).unwrap_or(Timestamp { seconds: 0, nanoseconds: 0 })
 }

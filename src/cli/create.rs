@@ -1,0 +1,248 @@
+//! `imgfs create`: a blank formatted image.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+use fatfs::{FatType, FormatVolumeOptions};
+use gptman::{GPT, GPTPartitionEntry};
+
+use super::{Outcome, options};
+
+const SECTOR: u64 = 512;
+/// Where the only partition starts: on a border of 1 MiB, as every present tool has it.
+const FIRST_PARTITION: u64 = 1 << 20;
+/// A volume with more clusters than this would be read as FAT32.
+const MAX_SIZE: u64 = u32::MAX as u64 * SECTOR;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Size: 160K, 180K, 320K, 360K, 720K, 1200K, 1440K, 1680K (DMF) and 2880K are floppies
+    #[arg(long, value_name = "SIZE")]
+    size: String,
+    /// Volume label, up to 11 characters
+    #[arg(long)]
+    label: Option<String>,
+    /// Width of the file allocation table; chosen by size when left out
+    #[arg(long, value_name = "12|16|32", value_parser = ["12", "16", "32"])]
+    fat: Option<String>,
+    /// Put the volume into a partition
+    #[arg(long, value_enum)]
+    partition: Option<Partition>,
+    /// The image: a new file
+    image: PathBuf,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Partition {
+    Mbr,
+    Gpt,
+}
+
+/// What DOS formats a floppy to.
+struct Floppy {
+    sectors: u32,
+    media: u8,
+    heads: u16,
+    per_track: u16,
+    root_entries: u16,
+    cluster: u32,
+}
+
+const fn floppy(kib: u32, media: u8, heads: u16, per_track: u16, root_entries: u16, cluster: u32) -> Floppy {
+    Floppy { sectors: kib * 2, media, heads, per_track, root_entries, cluster }
+}
+
+/// Microsoft's formats of 5.25 and 3.5 inch disks, by size.
+const FLOPPIES: &[Floppy] = &[
+    floppy(160, 0xfe, 1, 8, 64, 512),
+    floppy(180, 0xfc, 1, 9, 64, 512),
+    floppy(320, 0xff, 2, 8, 112, 1024),
+    floppy(360, 0xfd, 2, 9, 112, 1024),
+    floppy(720, 0xf9, 2, 9, 112, 1024),
+    floppy(1200, 0xf9, 2, 15, 224, 512),
+    floppy(1440, 0xf0, 2, 18, 224, 512),
+    floppy(1680, 0xf0, 2, 21, 16, 2048),
+    floppy(2880, 0xf0, 2, 36, 240, 1024),
+];
+
+pub fn run(args: &Args) -> Result<Outcome> {
+    let size = options::size(&args.size).context("--size")? / SECTOR * SECTOR;
+    ensure!(size <= MAX_SIZE, "FAT holds at most {MAX_SIZE} bytes");
+    let label = args.label.as_deref().map(label).transpose()?;
+    let name = || args.image.display().to_string();
+    let mut file = File::options().read(true).write(true).create_new(true).open(&args.image).with_context(name)?;
+    let made = file.set_len(size).map_err(anyhow::Error::from).and_then(|()| fill(args, &mut file, size, label));
+    if made.is_err() {
+        // It was made a moment ago, and is of no use.
+        let _ = std::fs::remove_file(&args.image);
+    }
+    made.with_context(name)?;
+    file.sync_all().with_context(name)?;
+    Ok(Outcome::Complete)
+}
+
+fn fill(args: &Args, file: &mut File, size: u64, label: Option<[u8; 11]>) -> Result<()> {
+    let (start, end) = match args.partition {
+        None => (0, size),
+        // The backup of a GPT takes the last 33 sectors.
+        Some(Partition::Gpt) => (FIRST_PARTITION, size.saturating_sub(34 * SECTOR)),
+        Some(Partition::Mbr) => (FIRST_PARTITION, size),
+    };
+    ensure!(start + 64 * 1024 <= end, "too small: a partition starts at {FIRST_PARTITION} bytes");
+    let sectors = u32::try_from((end - start) / SECTOR).context("the volume is too large")?;
+    let mut format = FormatVolumeOptions::new().total_sectors(sectors).bytes_per_sector(512).volume_id(serial());
+    if let Some(label) = label {
+        format = format.volume_label(label);
+    }
+    match args.fat.as_deref() {
+        Some("12") => format = format.fat_type(FatType::Fat12),
+        Some("16") => format = format.fat_type(FatType::Fat16),
+        Some("32") => format = format.fat_type(FatType::Fat32),
+        _ => {}
+    }
+    let known = FLOPPIES.iter().find(|floppy| args.partition.is_none() && floppy.sectors == sectors);
+    format = match known {
+        Some(floppy) => format
+            .media(floppy.media)
+            .heads(floppy.heads)
+            .sectors_per_track(floppy.per_track)
+            .max_root_dir_entries(floppy.root_entries)
+            .bytes_per_cluster(floppy.cluster)
+            .drive_num(0),
+        None => format.media(0xf8).heads(255).sectors_per_track(63).drive_num(0x80),
+    };
+    fatfs::format_volume(Volume { file, start, len: end - start, at: 0 }, format)?;
+    match args.partition {
+        None => Ok(()),
+        Some(Partition::Mbr) => write_mbr(file, start, end - start),
+        Some(Partition::Gpt) => write_gpt(file, start, end),
+    }
+}
+
+/// One row, LBA addresses, a type that fits the table's width.
+fn write_mbr(file: &mut File, start: u64, len: u64) -> Result<()> {
+    let mut boot = [0u8; 64];
+    file.seek(SeekFrom::Start(start))?;
+    file.read_exact(&mut boot)?;
+    let fat32 = boot.get(0x16..0x18) == Some(&[0, 0]);
+    let kind = if fat32 { 0x0c } else { 0x0e };
+    let mut row = [0u8; 16];
+    // Cylinders, heads and sectors say "see the LBA" (Microsoft: FE FF FF).
+    let fields: [(usize, &[u8]); 5] = [
+        (1, &[0xfe, 0xff, 0xff]),
+        (4, &[kind]),
+        (5, &[0xfe, 0xff, 0xff]),
+        (8, &u32::try_from(start / SECTOR)?.to_le_bytes()),
+        (12, &u32::try_from(len / SECTOR)?.to_le_bytes()),
+    ];
+    for (at, bytes) in fields {
+        row.get_mut(at..at + bytes.len()).context("the row has 16 bytes")?.copy_from_slice(bytes);
+    }
+    file.seek(SeekFrom::Start(440))?;
+    file.write_all(&serial().to_le_bytes())?;
+    file.seek(SeekFrom::Start(446))?;
+    file.write_all(&row)?;
+    file.seek(SeekFrom::Start(510))?;
+    Ok(file.write_all(&[0x55, 0xaa])?)
+}
+
+/// Microsoft basic data, the type that every system mounts.
+fn write_gpt(file: &mut File, start: u64, end: u64) -> Result<()> {
+    const BASIC_DATA: [u8; 16] =
+        [0xa2, 0xa0, 0xd0, 0xeb, 0xe5, 0xb9, 0x33, 0x44, 0x87, 0xc0, 0x68, 0xb6, 0xb7, 0x26, 0x99, 0xc7];
+    let mut table = GPT::new_from(file, SECTOR, random_guid()?)?;
+    table[1] = GPTPartitionEntry {
+        partition_type_guid: BASIC_DATA,
+        unique_partition_guid: random_guid()?,
+        starting_lba: start / SECTOR,
+        ending_lba: end / SECTOR - 1,
+        attribute_bits: 0,
+        partition_name: "".into(),
+    };
+    table.write_into(file)?;
+    Ok(GPT::write_protective_mbr_into(file, SECTOR)?)
+}
+
+/// A version 4 GUID.
+fn random_guid() -> Result<[u8; 16]> {
+    let mut guid = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut guid)?;
+    let [_, _, _, _, _, _, _, version, variant, ..] = &mut guid;
+    *version = *version & 0x0f | 0x40;
+    *variant = *variant & 0x3f | 0x80;
+    Ok(guid)
+}
+
+/// A serial number, from the time, as DOS makes it.
+fn serial() -> u32 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mixed = now.as_secs().wrapping_mul(0x9e37_79b9).wrapping_add(u64::from(now.subsec_nanos()));
+    (mixed & 0xffff_ffff) as u32
+}
+
+/// A label in upper case, padded; what DOS forbids is refused.
+fn label(text: &str) -> Result<[u8; 11]> {
+    let text = text.to_ascii_uppercase();
+    ensure!(text.len() <= 11, "a label has at most 11 characters");
+    if let Some(bad) = text.chars().find(|c| !c.is_ascii() || c.is_control() || "\"*+,./:;<=>?[\\]|".contains(*c)) {
+        bail!("{bad:?} cannot be in a label");
+    }
+    let mut label = [b' '; 11];
+    for (to, from) in label.iter_mut().zip(text.bytes()) {
+        *to = from;
+    }
+    Ok(label)
+}
+
+/// A part of the file, as the formatter wants it.
+struct Volume<'a> {
+    file: &'a mut File,
+    start: u64,
+    len: u64,
+    at: u64,
+}
+
+impl Volume<'_> {
+    fn part(&self, len: usize) -> usize {
+        usize::try_from(self.len.saturating_sub(self.at)).unwrap_or(usize::MAX).min(len)
+    }
+}
+
+impl Read for Volume<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let len = self.part(buf.len());
+        self.file.seek(SeekFrom::Start(self.start + self.at))?;
+        let done = self.file.read(buf.get_mut(..len).unwrap_or_default())?;
+        self.at += done as u64;
+        Ok(done)
+    }
+}
+
+impl Write for Volume<'_> {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        let len = self.part(buf.len());
+        self.file.seek(SeekFrom::Start(self.start + self.at))?;
+        let done = self.file.write(buf.get(..len).unwrap_or_default())?;
+        self.at += done as u64;
+        Ok(done)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Seek for Volume<'_> {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::End(by) => self.len.checked_add_signed(by),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+        };
+        self.at = at.ok_or(std::io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
+    }
+}

@@ -1,0 +1,319 @@
+//! `imgfs mkdir`, `rm`, `mv`, and `cp` into an image: edits without a mount, into the overlay.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use imgfs::error::Error;
+use imgfs::filesystem::{Changes, FileSystem, FileSystemWrite, Kind, NewNode, NodeId, Timestamp};
+use imgfs::forest::Forest;
+use imgfs::stack::{Image, Writing};
+use imgfs::text::printable;
+
+use super::Outcome;
+use super::options::{MountOptions, WritingArgs};
+use super::target::{ImageArgs, Target};
+use super::walk;
+
+/// Bytes copied at a time.
+const PIECE: usize = 1 << 20;
+/// Deepest nesting that is copied or removed.
+const MAX_DEPTH: usize = 256;
+
+/// Where an edit goes.
+#[derive(clap::Args, Clone)]
+pub struct EditArgs {
+    #[command(flatten)]
+    pub image: ImageArgs,
+    #[command(flatten)]
+    writing: WritingArgs,
+    /// Change the image itself: through an overlay that is committed at the end
+    #[arg(long, conflicts_with = "snapshot")]
+    in_place: bool,
+}
+
+/// The words of `imgfs mkdir`.
+#[derive(clap::Args)]
+pub struct MkdirArgs {
+    #[command(flatten)]
+    edit: EditArgs,
+    /// Also make the directories above; those that are there are no error
+    #[arg(short, long)]
+    parents: bool,
+    /// Directories to be made
+    #[arg(required = true, value_name = "IMAGE:/PATH")]
+    targets: Vec<OsString>,
+}
+
+/// The words of `imgfs rm`.
+#[derive(clap::Args)]
+pub struct RmArgs {
+    #[command(flatten)]
+    edit: EditArgs,
+    /// Directories with everything below them
+    #[arg(short, long)]
+    recursive: bool,
+    /// What to remove
+    #[arg(required = true, value_name = "IMAGE:/PATH")]
+    targets: Vec<OsString>,
+}
+
+/// The words of `imgfs mv`.
+#[derive(clap::Args)]
+pub struct MvArgs {
+    #[command(flatten)]
+    edit: EditArgs,
+    /// What to rename
+    #[arg(value_name = "IMAGE:/PATH")]
+    from: OsString,
+    /// Its new path in the same image, or the directory that it moves to
+    #[arg(value_name = "[IMAGE:]/PATH")]
+    to: OsString,
+}
+
+pub fn mkdir(args: &MkdirArgs) -> Result<Outcome> {
+    for text in &args.targets {
+        edit(&args.edit, &Target::parse(text)?, |editor, target| {
+            let path = editor.resolved(&target.path)?;
+            let (folder, name) = split(&path)?;
+            let dir = if args.parents { editor.make_all(folder)? } else { editor.find(folder)? };
+            match editor.writer()?.create(dir, name, new_node(Kind::Directory)) {
+                Err(Error::Exists) if args.parents => Ok(()),
+                made => Ok(made.map(drop)?),
+            }
+        })
+        .with_context(|| text.display().to_string())?;
+    }
+    Ok(Outcome::Complete)
+}
+
+pub fn rm(args: &RmArgs) -> Result<Outcome> {
+    for text in &args.targets {
+        edit(&args.edit, &Target::parse(text)?, |editor, target| {
+            let path = editor.resolved(&target.path)?;
+            editor.remove(&path, args.recursive, 0)
+        })
+        .with_context(|| text.display().to_string())?;
+    }
+    Ok(Outcome::Complete)
+}
+
+pub fn mv(args: &MvArgs) -> Result<Outcome> {
+    let target = Target::parse(&args.from)?;
+    edit(&args.edit, &target, |editor, target| {
+        let from = editor.resolved(&target.path)?;
+        let mut to = editor.resolved(&new_path(&args.to, target)?)?;
+        let (folder, name) = split(&from)?;
+        if editor.kind(&to)? == Some(Kind::Directory) && to != from {
+            to.push(b'/');
+            to.extend_from_slice(name);
+        }
+        let (new_folder, new_name) = split(&to)?;
+        let (dir, new_dir) = (editor.find(folder)?, editor.find(new_folder)?);
+        Ok(editor.writer()?.rename(dir, name, new_dir, new_name, true)?)
+    })
+    .with_context(|| args.from.display().to_string())?;
+    Ok(Outcome::Complete)
+}
+
+/// The second word of `mv`: a path alone, or one of the same image.
+fn new_path(text: &OsStr, from: &Target) -> Result<Vec<u8>> {
+    if text.as_encoded_bytes().starts_with(b"/") {
+        return Ok(text.as_encoded_bytes().to_vec());
+    }
+    let to = Target::parse(text)?;
+    ensure!(to.image == from.image, "mv stays within one image: use cp and rm");
+    Ok(to.path)
+}
+
+/// Copies files of the host into an image: what `imgfs cp` does when its last word is an image's path.
+pub fn copy_in(args: &EditArgs, sources: &[PathBuf], dest: &Target, recursive: bool) -> Result<Outcome> {
+    edit(args, dest, |editor, target| {
+        let path = editor.resolved(&target.path)?;
+        let into = editor.kind(&path)? == Some(Kind::Directory);
+        ensure!(into || sources.len() == 1, "{} is not a directory, and there are several files", printable(&path));
+        for source in sources {
+            let mut path = path.clone();
+            if into {
+                let name = source.file_name().with_context(|| format!("{} has no name", source.display()))?;
+                path.push(b'/');
+                path.extend_from_slice(name.as_encoded_bytes());
+            }
+            editor.copy(source, &path, recursive, 0).with_context(|| source.display().to_string())?;
+        }
+        Ok(())
+    })?;
+    Ok(Outcome::Complete)
+}
+
+/// An image that is open for an edit.
+struct Editor<'a> {
+    forest: &'a Forest,
+}
+
+/// Opens the image with its overlay, edits, and makes the edit stable; `--in-place` commits it.
+fn edit(args: &EditArgs, target: &Target, change: impl FnOnce(&Editor<'_>, &Target) -> Result<()>) -> Result<()> {
+    let mut options = MountOptions::parse(args.image.options.iter().map(String::as_str))?;
+    options.stack.writing = args.writing.parse(&target.image, true)?;
+    let fresh = match &options.stack.writing {
+        Some(Writing::Overlay(path, _)) if !path.exists() => Some(path.clone()),
+        _ => None,
+    };
+    ensure!(!args.in_place || fresh.is_some(), "there is an overlay with other changes: commit or discard it first");
+    let result = apply(args, target, options, change);
+    if let Some(path) = fresh.filter(|_| args.in_place || result.is_err()) {
+        // Made for this edit alone; what it held is in the image now, or is not wanted.
+        let unfinished = imgfs::device::overlay::info(&path).is_ok_and(|info| info.data_clusters > 0 && args.in_place);
+        if !unfinished || result.is_ok() {
+            std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
+        }
+    }
+    result
+}
+
+fn apply(
+    args: &EditArgs,
+    target: &Target,
+    options: MountOptions,
+    change: impl FnOnce(&Editor<'_>, &Target) -> Result<()>,
+) -> Result<()> {
+    let image: Image = target.open_with(options)?;
+    let forest = image.forest();
+    let editor = Editor { forest: &forest };
+    let changed = change(&editor, target);
+    // Also after a failure: what was done before it is in order.
+    editor.writer()?.quiesce()?;
+    drop(forest);
+    changed?;
+    match image.into_overlay() {
+        Some(overlay) if args.in_place => Ok(overlay.commit_in_place(&mut |_, _| ())?),
+        Some(overlay) => Ok(overlay.close()?),
+        None => bail!("the overlay is still in use"),
+    }
+}
+
+impl Editor<'_> {
+    fn writer(&self) -> Result<&dyn FileSystemWrite> {
+        Ok(self.forest.writer().ok_or(Error::ReadOnly)?)
+    }
+
+    /// A path with the forest's own link at its head (`files`) replaced.
+    fn resolved(&self, path: &[u8]) -> Result<Vec<u8>> {
+        let mut names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".");
+        let mut out = names.next().context("the path is missing: IMAGE:/files/...")?.to_vec();
+        if let Ok(target) = self.forest.find(&out).and_then(|node| self.forest.read_link(node)) {
+            out = target;
+        }
+        for name in names {
+            out.push(b'/');
+            out.extend_from_slice(name);
+        }
+        Ok(out)
+    }
+
+    fn find(&self, path: &[u8]) -> Result<NodeId> {
+        self.forest.find(path).with_context(|| printable(path))
+    }
+
+    fn kind(&self, path: &[u8]) -> Result<Option<Kind>> {
+        match self.forest.find(path) {
+            Ok(node) => Ok(Some(self.forest.attributes(node)?.kind)),
+            Err(Error::NotFound) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The directory at a path; it and those above it are made when they are not there.
+    fn make_all(&self, path: &[u8]) -> Result<NodeId> {
+        let mut dir = self.forest.root();
+        for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            dir = match self.forest.lookup(dir, name)? {
+                Some(node) => node,
+                None => self.writer()?.create(dir, name, new_node(Kind::Directory))?,
+            };
+        }
+        Ok(dir)
+    }
+
+    fn remove(&self, path: &[u8], recursive: bool, depth: usize) -> Result<()> {
+        ensure!(depth < MAX_DEPTH, "nested too deep");
+        let (folder, name) = split(path)?;
+        let node = self.find(path)?;
+        let directory = self.forest.attributes(node)?.kind == Kind::Directory;
+        if directory && recursive {
+            let (rows, failed) = walk::rows(self.forest, node);
+            if let Some(error) = failed {
+                return Err(error.into());
+            }
+            for row in rows {
+                self.remove(&[path, b"/", &row.name].concat(), true, depth + 1)?;
+            }
+        }
+        ensure!(!directory || recursive, "{} is a directory: add -r", printable(path));
+        Ok(self.writer()?.remove(self.find(folder)?, name, directory)?)
+    }
+
+    fn copy(&self, source: &Path, path: &[u8], recursive: bool, depth: usize) -> Result<()> {
+        ensure!(depth < MAX_DEPTH, "nested too deep");
+        let metadata = std::fs::symlink_metadata(source)?;
+        let modified = metadata.modified().ok().and_then(Timestamp::from_system_time);
+        if metadata.is_dir() {
+            ensure!(recursive, "it is a directory: add -r");
+            self.make_all(path)?;
+            let mut entries: Vec<_> = std::fs::read_dir(source)?.collect::<Result<_, _>>()?;
+            entries.sort_by_key(std::fs::DirEntry::file_name);
+            for entry in entries {
+                let below = [path, b"/", entry.file_name().as_encoded_bytes()].concat();
+                self.copy(&entry.path(), &below, true, depth + 1)
+                    .with_context(|| entry.path().display().to_string())?;
+            }
+        } else {
+            ensure!(metadata.is_file(), "neither a file nor a directory: the volume cannot hold it");
+            self.copy_file(source, path)?;
+        }
+        let changes = Changes { modified, ..Changes::default() };
+        Ok(self.writer()?.set_attributes(self.find(path)?, &changes)?)
+    }
+
+    fn copy_file(&self, source: &Path, path: &[u8]) -> Result<()> {
+        let mut file = File::open(source)?;
+        let (folder, name) = split(path)?;
+        let dir = self.find(folder)?;
+        let writer = self.writer()?;
+        let node = match writer.create(dir, name, new_node(Kind::File)) {
+            Err(Error::Exists) => {
+                let node = self.find(path)?;
+                writer.set_attributes(node, &Changes { size: Some(0), ..Changes::default() })?;
+                node
+            }
+            made => made?,
+        };
+        let mut buffer = vec![0; PIECE];
+        let mut offset = 0u64;
+        loop {
+            let len = file.read(&mut buffer)?;
+            let piece = buffer.get(..len).unwrap_or_default();
+            if piece.is_empty() {
+                return Ok(());
+            }
+            writer.write(node, piece, offset, Timestamp::now())?;
+            offset += len as u64;
+        }
+    }
+}
+
+/// The folder of a path, and its last name.
+fn split(path: &[u8]) -> Result<(&[u8], &[u8])> {
+    let at = path
+        .iter()
+        .rposition(|byte| *byte == b'/')
+        .context("a volume itself cannot be changed: name something in it")?;
+    let (folder, name) = path.split_at(at);
+    Ok((folder, name.get(1..).unwrap_or_default()))
+}
+
+fn new_node(kind: Kind) -> NewNode {
+    NewNode { kind, read_only: false, now: Timestamp::now() }
+}

@@ -1,0 +1,62 @@
+//! `imgfs export`, `imgfs apply`: the changes of an overlay as a small file that can travel.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use imgfs::device::overlay::{self, apply_patch};
+use imgfs::stack::{Image, Options, open_overlay};
+
+use super::Outcome;
+use super::options::WritingArgs;
+
+/// The words of `imgfs export`.
+#[derive(clap::Args)]
+pub struct ExportArgs {
+    /// The overlay
+    overlay: PathBuf,
+    /// The patch to be written: a new file
+    #[arg(long, value_name = "FILE")]
+    patch: PathBuf,
+}
+
+pub fn export(args: &ExportArgs) -> Result<Outcome> {
+    let overlay = open_overlay(&args.overlay, overlay::Options::default())?;
+    let name = || args.patch.display().to_string();
+    let mut out = BufWriter::new(File::create_new(&args.patch).with_context(name)?);
+    let summary = match overlay.export_patch(&mut out) {
+        Ok(summary) => summary,
+        Err(error) => {
+            // Half a patch is worth nothing.
+            let _ = std::fs::remove_file(&args.patch);
+            return Err(error).with_context(name);
+        }
+    };
+    out.into_inner().map_err(|error| error.into_error())?.sync_all().with_context(name)?;
+    println!("{} runs, {} bytes", summary.records, summary.bytes);
+    Ok(Outcome::Complete)
+}
+
+/// The words of `imgfs apply`.
+#[derive(clap::Args)]
+pub struct ApplyArgs {
+    /// The patch
+    patch: PathBuf,
+    /// The image that it was made for; the changes go into its overlay
+    image: PathBuf,
+    #[command(flatten)]
+    writing: WritingArgs,
+}
+
+pub fn apply(args: &ApplyArgs) -> Result<Outcome> {
+    let file = File::open(&args.patch).with_context(|| args.patch.display().to_string())?;
+    let writing = args.writing.parse(&args.image, true)?;
+    let image = Image::open(&args.image, &Options { writing, ..Options::default() })?;
+    let summary = apply_patch(&mut BufReader::new(file), image.disk.as_ref())?;
+    println!("{} runs, {} of them there already", summary.records, summary.present);
+    if let Some(overlay) = image.into_overlay() {
+        overlay.close()?;
+    }
+    Ok(Outcome::Complete)
+}
