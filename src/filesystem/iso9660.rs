@@ -361,13 +361,14 @@ fn choose_session(device: &dyn BlockDevice, options: &Options, notes: &Notes) ->
     if let Some(sector) = options.sbsector {
         return Ok(sector.into());
     }
-    let sessions = session::find(device)?;
+    let found = session::find(device)?;
+    let sessions = &found.starts;
     if sessions.len() > 1 {
         notes.add(format!("{} sessions, at sectors {sessions:?}; the last is shown by default", sessions.len()));
     }
     let count = sessions.len();
     match options.session {
-        None => Ok(sessions.last().copied().unwrap_or(0)),
+        None => Ok(found.default),
         Some(wanted) => {
             let chosen = usize::try_from(wanted).ok().and_then(|wanted| sessions.get(wanted)).copied();
             chosen.ok_or_else(|| Error::unsupported(NAME, format!("session {wanted} of an image that has {count}")))

@@ -3,5 +3,6 @@
 mod ext;
 mod fat;
 mod fat_write;
+mod iso9660;
 mod overlay;
 mod volumes;

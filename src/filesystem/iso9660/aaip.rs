@@ -25,21 +25,17 @@ pub(super) fn attributes(data: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
     pairs.collect()
 }
 
-/// The name with its prefix spelled out; `None` for ACLs and for the writer's own notes.
+/// The name with its prefix spelled out; `None` for ACLs and for the writer's own notes (`isofs.`, 4).
 fn full_name(name: &[u8]) -> Option<Vec<u8>> {
     let (first, rest) = name.split_first()?;
     let prefix: &[u8] = match first {
-        0x03 => b"system.",
-        0x04 => b"user.",
-        0x05 => b"isofs.",
-        0x06 => b"trusted.",
-        0x07 => b"security.",
-        b if *b < 0x20 => return None,
+        0x02 => b"system.",
+        0x03 => b"user.",
+        0x05 => b"trusted.",
+        0x06 => b"security.",
+        byte if *byte < 0x20 => return None,
         _ => return Some(name.to_vec()),
     };
-    if *first == 0x05 {
-        return None;
-    }
     Some([prefix, rest].concat())
 }
 
@@ -49,7 +45,7 @@ mod tests {
 
     #[test]
     fn names_have_their_prefix_and_values_may_go_on() {
-        let data = b"\x00\x03\x04ab\x01\x02xy\x00\x01z\x00\x01\x01\x00\x01q";
+        let data = b"\x00\x03\x03ab\x01\x02xy\x00\x01z\x00\x01\x01\x00\x01q";
         assert_eq!(attributes(data), [(b"user.ab".to_vec(), b"xyz".to_vec())]);
     }
 }

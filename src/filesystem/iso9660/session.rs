@@ -26,14 +26,23 @@ const GROWN_FIRST: u64 = 32;
 /// An image of one session alone has its directories at the start: this many sectors are searched.
 const MAX_BIAS_SEARCH: u64 = 32_768;
 
-/// First sectors of all sessions, ascending; the first is there even when nothing is known of it.
-pub(super) fn find(device: &dyn BlockDevice) -> Result<Vec<u64>> {
+/// The sessions of an image.
+pub(super) struct Sessions {
+    /// First sectors, ascending; one is there even when nothing is known of it.
+    pub(super) starts: Vec<u64>,
+    /// First sector of what is shown when no one asks: the last session, or the start of a grown
+    /// image, which always has the descriptors of the last.
+    pub(super) default: u64,
+}
+
+/// Looks for the sessions of an image.
+pub(super) fn find(device: &dyn BlockDevice) -> Result<Sessions> {
     let first = read_primary(device, 0)?;
     let grown = read_primary(device, GROWN_FIRST)?.filter(|old| {
         first.as_ref().is_some_and(|new| new.root_extent() != old.root_extent()) && has_root(device, old)
     });
-    let start = if grown.is_some() { GROWN_FIRST } else { 0 };
-    let mut sessions = vec![start];
+    let is_grown = grown.is_some();
+    let mut sessions = vec![if is_grown { GROWN_FIRST } else { 0 }];
     let mut last = grown.or(first);
     while let (Some(descriptor), true) = (&last, sessions.len() < MAX_SESSIONS) {
         let from = sessions.last().copied().unwrap_or(0);
@@ -41,7 +50,8 @@ pub(super) fn find(device: &dyn BlockDevice) -> Result<Vec<u64>> {
         sessions.push(next);
         last = Some(found);
     }
-    Ok(sessions)
+    let last = sessions.last().copied().unwrap_or(0);
+    Ok(Sessions { starts: sessions, default: if is_grown { 0 } else { last } })
 }
 
 /// Writers do not agree whether the size of a volume counts from its session or from the disc.
