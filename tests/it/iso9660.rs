@@ -312,10 +312,13 @@ fn rock_ridge_is_read_back(package: &str, command: &str) {
     let mut ours = ours;
     ours.retain(|_, seen| !is_special(seen.kind));
     assert_same(&ours, &out);
-    // bsdtar takes whatever has no bytes of its own for links of each other.
+    // bsdtar takes whatever has no bytes of its own for links of each other, and drops the slash
+    // where genisoimage starts a new field within a target.
     let mut bsdtar = bsdtar_tree(&folder, "image.iso");
     for tree in [&mut bsdtar, &mut ours] {
-        tree.retain(|path, seen| path != b"another" && path != b"letters" && !is_special(seen.kind));
+        tree.retain(|path, seen| {
+            !matches!(path.as_slice(), b"another" | b"letters" | b"longlink") && !is_special(seen.kind)
+        });
     }
     assert_same(&ours, &bsdtar);
 }
@@ -345,7 +348,11 @@ fn rock_ridge_1_12_of_xorriso_with_md5_and_relocation() {
 fn joliet_and_plain_names_are_those_of_bsdtar() {
     let folder = Folder::new();
     source(&folder);
-    run(&folder, "coreutils", "rm -r source/null source/disk source/pipe source/*link source/top source/absolute source/1");
+    run(
+        &folder,
+        "coreutils",
+        "rm -r source/null source/disk source/pipe source/*link source/top source/absolute source/1",
+    );
     run(&folder, "genisoimage", "genisoimage -quiet -J -joliet-long -o image.iso source 2>&1");
     run(&folder, "genisoimage", "genisoimage -quiet -R -J -joliet-long -o both.iso source 2>&1");
     let bsdtar = |options: &str, name: &str| {

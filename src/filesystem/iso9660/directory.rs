@@ -260,9 +260,11 @@ impl Iso {
         } else {
             record.name.into()
         };
-        // Version 1 and an empty extension are the rule, and say nothing.
+        // Version 1 and, in a plain tree, an empty extension are the rule, and say nothing.
         let plain = name.strip_suffix(b";1").filter(|rest| !rest.is_empty()).unwrap_or(&name);
-        let plain = plain.strip_suffix(b".").filter(|rest| !rest.is_empty()).unwrap_or(plain);
+        let has_dot = self.name_space == NameSpace::Plain || self.name_space == NameSpace::RockRidge;
+        let without = plain.strip_suffix(b".").filter(|rest| has_dot && !rest.is_empty());
+        let plain = without.unwrap_or(plain);
         if plain == b"." || plain == b".." { name.to_vec() } else { plain.to_vec() }
     }
 }
