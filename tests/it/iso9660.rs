@@ -737,6 +737,19 @@ fn a_link_of_3000_bytes_over_several_continuation_areas() {
 }
 
 #[test]
+fn a_long_link_whose_field_length_wrapped_around_is_read_whole() {
+    let folder = Folder::new();
+    // genisoimage never ends with some lengths between these.
+    let script = "mkdir source; for n in 1040 1050 1180; do ln -s $(seq -s / 1000 $n) source/$n; done";
+    run(&folder, "coreutils", script);
+    run(&folder, "genisoimage", "genisoimage -quiet -R -o image.iso source");
+    let ours = with_image(&folder.join("image.iso"), &Options::default(), walk);
+    for (path, host) in host_tree(&folder.join("source")) {
+        assert_eq!((ours[&path].size, &ours[&path].hash), (host.size, &host.hash), "{}", path.escape_ascii());
+    }
+}
+
+#[test]
 fn a_damaged_record_is_said_and_hides_no_other_sector() {
     let folder = Folder::new();
     run(&folder, "coreutils", "mkdir source; for i in $(seq 100 299); do echo $i > source/file$i; done");

@@ -161,6 +161,7 @@ fn walk_area(
             }
             return Err(Error::corrupt(NAME, "system use field (length)", at));
         }
+        let len = if &signature == b"SL" { link_len(area, len) } else { len };
         let Some((field, rest)) = area.split_at_checked(len) else {
             return Err(Error::corrupt(NAME, "system use field (longer than its area)", at));
         };
@@ -178,6 +179,33 @@ fn walk_area(
         at = at.saturating_add(len as u64);
     }
     Ok(next)
+}
+
+/// True length of an SL field. genisoimage puts a long target into one field, and its length byte
+/// wraps around; the components in it must fill the field to its end, where another one follows.
+fn link_len(area: &[u8], len: usize) -> usize {
+    let mut end = HEADER.saturating_add(1);
+    // Each component takes two bytes or more, so that this ends with the area.
+    while let Some(&[flags, text_len]) = area.get(end..).and_then(|rest| rest.first_chunk::<2>()) {
+        let wrapped = end.checked_sub(len).is_some_and(|more| more.checked_rem(256) == Some(0));
+        let rest = area.get(end..).unwrap_or_default();
+        let follows = match rest.first_chunk::<HEADER>() {
+            Some(&[a, b, len, version]) => {
+                let is_field = a.is_ascii_uppercase() && b.is_ascii_alphanumeric() && usize::from(len) >= HEADER;
+                (is_field && version <= 2) || [a, b, len] == [0; 3]
+            }
+            None => true,
+        };
+        if wrapped && follows {
+            return end;
+        }
+        if flags & 0xc0 != 0 {
+            return len;
+        }
+        end = end.saturating_add(2).saturating_add(text_len.into());
+    }
+    let is_wrapped = end.checked_sub(len).is_some_and(|more| more.checked_rem(256) == Some(0));
+    if is_wrapped && end == area.len() { end } else { len }
 }
 
 /// SUSP 1.12, 5.1: block, offset and length of the next area.
