@@ -34,6 +34,8 @@ const TAG_SAME_UUID: u16 = 2;
 const TAG_LAST: u16 = 8;
 /// Blocks that the fast commit area takes when the superblock does not say.
 const FAST_COMMIT_BLOCKS: u32 = 256;
+/// The tag that a fast commit starts with.
+const FAST_COMMIT_HEAD: u16 = 9;
 /// Below this many blocks a log has no fast commit area.
 const SMALLEST_LOG: u32 = 1024;
 
@@ -91,7 +93,6 @@ struct Log<'a> {
     /// Its number.
     sequence: u32,
     checksum_seed: u32,
-    has_fast_commits: bool,
 }
 
 /// A tag of a descriptor block: one block of the transaction.
@@ -117,18 +118,8 @@ impl<'a> Log<'a> {
             return Err(Error::unsupported("ext", "a journal on another device"));
         }
         let inode = ext.inode(number)?;
-        let mut this = Self {
-            ext,
-            inode,
-            compat: 0,
-            incompat: 0,
-            first: 0,
-            end: 0,
-            start: 0,
-            sequence: 0,
-            checksum_seed: 0,
-            has_fast_commits: false,
-        };
+        let mut this =
+            Self { ext, inode, compat: 0, incompat: 0, first: 0, end: 0, start: 0, sequence: 0, checksum_seed: 0 };
         let (at, block) = this.read(0)?;
         let raw = Record::new("ext", "journal superblock", at, &block);
         let version = raw.be32(4)?;
@@ -167,9 +158,8 @@ impl<'a> Log<'a> {
             {
                 this.end = rest;
             }
-            this.has_fast_commits = this.fast_commits_are_there();
         }
-        if this.start == 0 && !this.has_fast_commits {
+        if this.start == 0 && !this.has_fast_commits(this.sequence) {
             return Ok(None);
         }
         if this.start != 0 && (this.start < this.first || this.start >= this.end) {
@@ -182,13 +172,15 @@ impl<'a> Log<'a> {
         self.incompat & (INCOMPAT_CSUM_V2 | INCOMPAT_CSUM_V3) != 0
     }
 
-    /// Whether the fast commit area starts with the head of this log's time.
-    fn fast_commits_are_there(&self) -> bool {
-        let Ok((_, block)) = self.read(self.end) else { return false };
-        let raw = Record::new("ext", "fast commit", 0, &block);
-        // A head: tag 10, then its length, the features and the number of the transaction.
-        let head = || -> Result<bool> { Ok(raw.le16(0)? == 0x0a && raw.le32(8)? == self.sequence) };
-        head().unwrap_or(false)
+    /// Whether the fast commit area starts with the head of changes to transaction `number`, which
+    /// was still open. The block behind the ring is left out, as the kernel does.
+    fn has_fast_commits(&self, number: u32) -> bool {
+        let head = || -> Result<bool> {
+            let (at, block) = self.read(self.end.saturating_add(1))?;
+            let raw = Record::new("ext", "fast commit", at, &block);
+            Ok(raw.le16(0)? == FAST_COMMIT_HEAD && raw.le32(8)? == number)
+        };
+        self.incompat & INCOMPAT_FAST_COMMIT != 0 && head().unwrap_or(false)
     }
 
     /// A block of the log, with its place on the volume.
@@ -248,7 +240,7 @@ impl<'a> Log<'a> {
         let mut copies: Vec<Copy> = newest.into_values().map(|(_, copy)| copy).collect();
         copies.sort_unstable_by_key(|copy| copy.block);
         notes.push(format!("journal replayed in memory: {count} transactions, {} blocks", copies.len()));
-        if self.has_fast_commits {
+        if self.has_fast_commits(number) {
             notes
                 .push("the journal holds fast commits, which were not replayed: the latest changes are missing".into());
         }
