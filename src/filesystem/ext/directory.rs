@@ -28,7 +28,7 @@ use super::{crypt, htree};
 /// Bytes of a directory that are read at once.
 const PIECE: u64 = 32 << 10;
 /// A name index beyond this many rows is not made: the directory is scanned for each name.
-const MOST_INDEXED: usize = 8 << 20;
+const MOST_INDEXED: usize = 1 << 20;
 const CHECKSUM_ROW: usize = 12;
 
 /// A row as stored.
@@ -83,8 +83,8 @@ impl Ext {
         }
         let map = FileMap { ext: self, inode };
         let mut offset = from.saturating_sub(from.checked_rem(block).unwrap_or(0));
-        // No directory in order has more blocks than the volume.
-        let mut budget = self.superblock.blocks.saturating_mul(block);
+        // No directory in order has more blocks than the device.
+        let mut budget = self.disk.size().saturating_add(block);
         while offset < size && budget > 0 && !walk.stopped {
             let run = match map.map(offset) {
                 Ok(run) => run,
@@ -99,6 +99,7 @@ impl Ext {
             let Place::At(place) = run.place else {
                 walk.damage.get_or_insert_with(|| inode.corrupt("hole in a directory"));
                 offset = offset.saturating_add(run.len);
+                budget = budget.saturating_sub(block);
                 continue;
             };
             let len = run.len.min(PIECE.max(block)).min(size.saturating_sub(offset).next_multiple_of(block));
@@ -245,8 +246,8 @@ impl Ext {
         let hash = if row.hash.is_some() {
             row.hash
         } else if self.lists_by_hash(dir) {
-            let (version, seed) = htree::version_of(self, dir);
-            version.map(|version| version.hash(row.name, seed))
+            let version = dir.listing_hash.get_or_init(|| htree::version_of(self, dir));
+            version.map(|version| version.hash(row.name, self.superblock.hash_seed))
         } else {
             None
         };

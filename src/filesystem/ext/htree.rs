@@ -134,9 +134,8 @@ fn read_block(ext: &Ext, dir: &Inode, block: u32) -> Result<Vec<u8>> {
 }
 
 /// The hash that a directory's names have: its index's, or else the volume's.
-pub fn version_of(ext: &Ext, dir: &Inode) -> (Option<HashVersion>, [u32; 4]) {
+pub fn version_of(ext: &Ext, dir: &Inode) -> Option<HashVersion> {
     let indexed = dir.has_flag(super::inode::flag::INDEX);
     let stored = if indexed { read_block(ext, dir, 0).ok().and_then(|block| block.get(28).copied()) } else { None };
-    let version = ext.superblock.hash_version(stored.unwrap_or(ext.superblock.default_hash));
-    (version, ext.superblock.hash_seed)
+    ext.superblock.hash_version(stored.unwrap_or(ext.superblock.default_hash))
 }

@@ -6,6 +6,8 @@
 //!   |     | fine times     |   ... values             |
 //! ```
 
+use std::sync::OnceLock;
+
 use crate::bytes::Record;
 use crate::device::read_vec;
 use crate::error::{Error, Result};
@@ -14,6 +16,7 @@ use crate::filesystem::{Attributes, Kind, Timestamp};
 use super::Ext;
 use super::checksum::{crc32c, crc32c_without};
 use super::extent::Node;
+use super::hash::HashVersion;
 use super::superblock::{Superblock, incompat, ro_compat};
 use super::{group, xattr};
 
@@ -29,6 +32,8 @@ pub mod flag {
     pub const CASEFOLD: u32 = 0x4000_0000;
 }
 
+/// Inodes below this one are the volume's own.
+const FIRST_INODE: u32 = 11;
 /// Number of the top directory.
 pub const ROOT: u32 = 2;
 
@@ -55,6 +60,8 @@ pub struct Inode {
     pub contents: Contents,
     /// What this inode's own metadata blocks' checksums start from.
     pub checksum_seed: u32,
+    /// Of a directory with encrypted names: the hash that is part of each name's form.
+    pub listing_hash: OnceLock<Option<HashVersion>>,
 }
 
 /// How an inode's contents are found.
@@ -124,8 +131,8 @@ impl Inode {
         let kind = kind_of(mode).ok_or_else(|| corrupt("mode"))?;
         let flags = raw.le32(0x20)?;
         let links = raw.le16(0x1a)?;
-        if links == 0 && mode == 0 {
-            return Err(Error::NotFound);
+        if links == 0 && number >= FIRST_INODE {
+            return Err(corrupt("deleted"));
         }
         // Only these two kinds can be long: elsewhere the upper half is something else.
         let long = kind == Kind::File || superblock.has_incompat(incompat::LARGEDIR);
@@ -164,6 +171,7 @@ impl Inode {
             xattr_area: xattr_area.to_vec(),
             contents: Contents::None,
             checksum_seed,
+            listing_hash: OnceLock::new(),
         };
         let sectors = sectors(superblock, &raw, flags)?;
         this.contents = this.find_contents(superblock, sectors);

@@ -208,8 +208,9 @@ impl<'a> Log<'a> {
         let mut newest: HashMap<u64, (u32, Copy)> = HashMap::new();
         let mut revoked: HashMap<u64, u32> = HashMap::new();
         let (mut block, mut number, mut count) = (self.start, self.sequence, 0u32);
-        // Each transaction takes at least one block, and the ring is walked once.
-        let mut budget = self.end.saturating_sub(self.first);
+        // The ring is walked once, and has no more blocks than the device.
+        let blocks = self.ext.disk.size().checked_div(self.ext.superblock.block_size.into()).unwrap_or(0);
+        let mut budget = self.end.saturating_sub(self.first).min(u32::try_from(blocks).unwrap_or(u32::MAX));
         while block != 0 {
             match self.transaction(block, number, &mut budget) {
                 Ok(Some((transaction, next))) => {
@@ -270,14 +271,17 @@ impl<'a> Log<'a> {
                     for tag in self.tags(&raw)? {
                         let Some(left) = budget.checked_sub(1) else { return Ok(None) };
                         *budget = left;
-                        let (at, copy) = self.read(block)?;
-                        block = self.next(block);
-                        if self.compat & COMPAT_CHECKSUM != 0 {
+                        let at = if self.has_checksums() || self.compat & COMPAT_CHECKSUM != 0 {
+                            let (at, copy) = self.read(block)?;
                             checksum = crc32_be(checksum, &copy);
-                        }
-                        if !self.copy_is_right(&tag, &copy, number) {
-                            damage.get_or_insert_with(|| Error::corrupt("ext", "journal block (checksum)", at));
-                        }
+                            if !self.copy_is_right(&tag, &copy, number) {
+                                damage.get_or_insert_with(|| Error::corrupt("ext", "journal block (checksum)", at));
+                            }
+                            at
+                        } else {
+                            self.place(block)?
+                        };
+                        block = self.next(block);
                         let escaped = tag.flags & TAG_ESCAPED != 0;
                         transaction.copies.push(Copy { block: tag.block, at, escaped });
                     }
