@@ -770,6 +770,95 @@ fn a_lost_superblock_or_descriptor_table_is_read_from_its_backup() {
     }
 }
 
+/// One directory block and one inode are damaged: all others are shown, and the loss is said.
+#[test]
+fn damage_in_one_place_hides_nothing_else_and_is_an_error_of_its_own_node() {
+    let scratch = Scratch::new("damage");
+    let image = scratch.path("image");
+    sh(&format!(
+        r#"cd {}; mkdir -p tree/many tree/other; echo x > tree/other/file; echo y > tree/bad
+        for i in $(seq 300); do : > tree/many/name-$i-xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done
+        truncate -s 16M image; mke2fs -q -F -t ext4 -b 1024 -O metadata_csum,^has_journal -d tree image
+        set -- $(debugfs -R 'blocks /many' image 2>/dev/null)
+        printf '\xff' | dd of=image bs=1 seek=$(($4 * 1024 + 100)) conv=notrunc status=none
+        debugfs -w -R 'sif /bad mode 0100777' image 2>/dev/null
+        at=$(debugfs -R 'imap /bad' image 2>/dev/null | sed -n 's/.*block \([0-9]*\), offset \(0x[0-9a-f]*\).*/\1 \2/p')
+        set -- $at; printf '\001' | dd of=image bs=1 seek=$(($1 * 1024 + $2 + 16)) conv=notrunc status=none"#,
+        scratch.0.display()
+    ));
+    let tree = open_image(&image, false);
+    let many = tree.lookup(tree.root(), b"many").unwrap().unwrap();
+    for _ in 0..2 {
+        let mut count = 0;
+        let result = tree.read_dir(many, 0, &mut |_| {
+            count += 1;
+            true
+        });
+        assert!(matches!(result, Err(Error::Corrupt { .. })), "{result:?}");
+        assert!((200..300).contains(&count), "{count}");
+    }
+    // In pieces, the error comes with the last one.
+    let (mut cursor, mut errors, mut rounds) = (0, 0, 0);
+    loop {
+        let before = cursor;
+        let result = tree.read_dir(many, cursor, &mut |entry| {
+            cursor = entry.next;
+            rounds += 1;
+            rounds % 50 != 0
+        });
+        errors += usize::from(result.is_err());
+        if before == cursor || result.is_err() {
+            break;
+        }
+    }
+    assert_eq!(errors, 1);
+    assert!(matches!(tree.lookup(many, b"absent"), Err(Error::Corrupt { .. })));
+    let bad = tree.lookup(tree.root(), b"bad").unwrap().unwrap();
+    assert!(matches!(tree.attributes(bad), Err(Error::Corrupt { .. })));
+    let other = tree.lookup(tree.root(), b"other").unwrap().unwrap();
+    let file = tree.lookup(other, b"file").unwrap().unwrap();
+    assert_eq!(tree.read(file, &mut [0; 9], 0).unwrap(), 2);
+}
+
+/// What lies before the end of a cut image is read; what lies behind is an error, never zeros.
+#[test]
+fn a_cut_image_is_read_as_far_as_it_goes() {
+    let scratch = Scratch::new("cut");
+    let image = scratch.path("image");
+    sh(&format!(
+        r#"cd {}; mkdir tree; head -c 3000000 /dev/urandom > tree/file; echo small > tree/small
+        truncate -s 16M image; mke2fs -q -F -t ext4 -b 4096 -O ^has_journal -d tree image"#,
+        scratch.0.display()
+    ));
+    let whole = open_image(&image, false);
+    let file = whole.lookup(whole.root(), b"file").unwrap().unwrap();
+    let mut bytes = std::fs::read(&image).unwrap();
+    let content = std::fs::read(scratch.path("tree/file")).unwrap();
+    let place = bytes.windows(4096).position(|window| window == &content[..4096]).unwrap();
+    bytes.truncate(place + 1_000_000);
+    let device: Device = Arc::new(Memory::new(bytes, 512));
+    let (_, tree) = open(&device, &Options::default()).unwrap().unwrap();
+    let mut read = vec![0; 50_000];
+    assert_eq!(tree.read(file, &mut read, 0).unwrap(), read.len());
+    assert!(read == content[..50_000]);
+    assert!(tree.read(file, &mut read, 2_500_000).is_err());
+    assert!(tree.summary().notes.iter().any(|note| note.contains("missing")));
+}
+
+/// Where another format's volume covers an old one, ext's backups do not count.
+#[test]
+fn a_volume_that_is_not_ext_is_not_claimed() {
+    let scratch = Scratch::new("probe");
+    let image = scratch.path("image");
+    sh(&format!("truncate -s 64M {0}; mke2fs -q -F -t ext4 -b 1024 {0}", image.display()));
+    let mut bytes = std::fs::read(&image).unwrap();
+    bytes[..2048].fill(0);
+    bytes[..11].copy_from_slice(b"\xeb\x3c\x90MSDOS5.0");
+    let device: Device = Arc::new(Memory::new(bytes, 512));
+    let found = open(&device, &Options::default());
+    assert!(!matches!(found, Ok(Some(("ext", _)))));
+}
+
 #[test]
 fn fast_commits_are_said_when_they_are_not_replayed() {
     let scratch = Scratch::new("fast");

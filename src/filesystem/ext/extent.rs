@@ -153,3 +153,48 @@ impl Entry {
         Ok(Self { block, len, unwritten, place })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A leaf's header and its entries: (first block, length field, place).
+    fn node(depth: u16, entries: &[(u32, u16, u32)]) -> Result<Node> {
+        let mut bytes = Vec::new();
+        for field in [0xf30a, entries.len() as u16, 4, depth, 0, 0] {
+            bytes.extend(field.to_le_bytes());
+        }
+        for (block, len, place) in entries {
+            bytes.extend(block.to_le_bytes());
+            bytes.extend(len.to_le_bytes());
+            bytes.extend([0, 0]);
+            bytes.extend(place.to_le_bytes());
+        }
+        bytes.resize(60, 0);
+        Node::parse(&Record::new("ext", "extent tree root", 0, &bytes))
+    }
+
+    #[test]
+    fn a_length_above_32768_is_of_blocks_that_were_never_written() {
+        let parsed = node(0, &[(0, 32768, 100), (32768, 32769, 9)]).unwrap();
+        let shown: Vec<_> = parsed.entries.iter().map(|entry| (entry.len, entry.unwritten)).collect();
+        assert_eq!(shown, [(32768, false), (1, true)]);
+    }
+
+    #[test]
+    fn extents_that_overlap_go_back_wrap_or_are_empty_are_refused() {
+        assert!(node(0, &[(0, 2, 100), (2, 1, 9)]).is_ok());
+        for wrong in
+            [[(0, 3, 100), (2, 1, 9)], [(5, 1, 100), (2, 1, 9)], [(0, 1, 5), (7, 0, 9)], [(0, 1, 5), (!0, 2, 9)]]
+        {
+            assert!(matches!(node(0, &wrong), Err(Error::Corrupt { .. })), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_tree_deeper_than_any_file_needs_is_refused() {
+        assert!(node(5, &[(0, 0, 100)]).is_ok());
+        assert!(node(6, &[(0, 0, 100)]).is_err());
+        assert!(node(1, &[]).is_err());
+    }
+}

@@ -131,3 +131,31 @@ fn half_md4(state: &mut [u32; 4], words: &[u32; 8]) {
         *word = word.wrapping_add(stirred);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The values are those of `debugfs -R "dx_hash -h KIND NAME"`, with a seed of zeros.
+    #[test]
+    fn hashes_are_those_of_debugfs() {
+        let long = "grün-and-a-name-longer-than-thirty-two-bytes".as_bytes();
+        for (version, name, expected) in [
+            (0, &b"hello"[..], (0x3225_2546, 0)),
+            (0, long, (0x743d_81ae, 0)),
+            (1, b"a", (0xd5fa_7d7a, 0xacb4_8187)),
+            (1, b"hello", (0x1746_da32, 0x4200_13b5)),
+            (1, long, (0xb826_2916, 0x2b87_baf8)),
+            (2, b"a", (0x6d0e_a4c0, 0xc189_22df)),
+            (2, b"hello", (0x6f5b_b1a8, 0x2319_17c2)),
+            (2, long, (0x2a83_8008, 0x5824_3255)),
+        ] {
+            let hash = |version, unsigned| HashVersion::new(version, unsigned).unwrap().hash(name, [0; 4]);
+            assert_eq!(hash(version, false), expected, "{version} {name:?}");
+            // Bytes above 127 are all that the sign changes; both ways to ask for it are one.
+            assert_eq!(hash(version, true) == expected, name.is_ascii());
+            assert_eq!(hash(version + 3, false), hash(version, true));
+        }
+        assert_eq!(HashVersion::new(6, false), None);
+    }
+}

@@ -268,3 +268,27 @@ fn device_number(raw: &Record<'_>) -> Result<(u32, u32)> {
     let new = raw.le32(0x2c)?;
     Ok((new >> 8 & 0xfff, new & 0xff | new >> 12 & 0xf_ff00))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_epoch_bits_extend_signed_seconds() {
+        // Seconds, extra; the table of the ext4 wiki, "Inode Timestamps".
+        for (seconds, extra, expected) in [
+            (0x8000_0000u32, 0u32, -0x8000_0000i64),
+            (0xffff_ffff, 0, -1),
+            (0x7fff_ffff, 0, 0x7fff_ffff),
+            (0x8000_0000, 1, 0x8000_0000),
+            (0, 1, 0x1_0000_0000),
+            (0x7fff_ffff, 3, 0x3_7fff_ffff),
+        ] {
+            let bytes = [seconds.to_le_bytes(), (extra | 5 << 2).to_le_bytes()].concat();
+            let raw = Record::new("ext", "inode", 0, &bytes);
+            assert_eq!(time(&raw, 8, 0, 4).unwrap(), Timestamp { seconds: expected, nanoseconds: 5 });
+        }
+        let raw = Record::new("ext", "inode", 0, &[0xff; 8]);
+        assert_eq!(time(&raw, 4, 0, 4).unwrap(), Timestamp { seconds: -1, nanoseconds: 0 });
+    }
+}

@@ -331,7 +331,7 @@ fn check_features(incompat: u32) -> Result<()> {
         return Ok(());
     }
     let name = if unknown & incompat::JOURNAL_DEV != 0 {
-        "external journal, without a tree of its own: volume".to_owned()
+        "a volume that is only a journal".to_owned()
     } else if unknown & incompat::COMPRESSION != 0 {
         "compression".to_owned()
     } else if unknown & incompat::DIRDATA != 0 {
