@@ -49,7 +49,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use self::geometry::{ENTRY, Geometry, from_bytes};
 use self::header::{AUTOCLEAR_FIELD, Header, OVERLAY, TablePlace};
@@ -76,6 +76,8 @@ pub struct Options {
     pub max_size: Option<u64>,
     /// Take a base that is not the one that the overlay was made for.
     pub force: bool,
+    /// Only look: nothing is written to the overlay's file, and others may look too.
+    pub read_only: bool,
 }
 
 /// What an overlay did since it was opened, and how big it is.
@@ -108,10 +110,10 @@ pub struct Overlay {
     base: Device,
     /// The base's host file; empty for an overlay that has no name of its own.
     base_path: PathBuf,
-    binding: Option<Binding>,
+    binding: Mutex<Option<Binding>>,
     /// Where the binding lies in the file.
     binding_at: u64,
-    force: bool,
+    options: Options,
     geometry: Geometry,
     /// Exact; the header's is rounded up to sectors.
     size: u64,
@@ -249,17 +251,21 @@ impl Overlay {
             let why = std::io::Error::new(ErrorKind::InvalidInput, "it is the base itself");
             return Err(Error::io(path.display().to_string(), why));
         }
-        let store = HostStore::open(path)?;
+        let store = match options.read_only {
+            true => HostStore::open_read_only(path, true)?,
+            false => HostStore::open(path)?,
+        };
         let header = Header::read(&store)?;
         let reference = reference(path, &header)?;
         if reference.binding.is_none() {
             let (named, given) = (reference.path.display(), base.path.display());
             if identity(&reference.path) != identity(&base.path) {
-                let what = format!("{}: its base is {named}, not {given}", path.display());
+                let why = std::io::Error::new(ErrorKind::InvalidData, format!("its base is {named}, not {given}"));
+                let error = Error::io(path.display().to_string(), why);
                 if !options.force {
-                    return Err(Error::io(what, std::io::Error::new(ErrorKind::InvalidData, "refused")));
+                    return Err(error);
                 }
-                log::warn!("{what}; used all the same, as was asked");
+                log::warn!("{error}; used all the same, as was asked");
             }
             log::warn!(
                 "{}: does not say what its base was like: a change of {given} would not be noticed",
@@ -308,10 +314,22 @@ impl Overlay {
         {
             // Verified before it is changed: the base may be another one by now.
             verify(bound, base, options, &mut |_, _| Ok(()))?;
-            log::info!("{name}: finishes what was interrupted");
-            commit::empty(store.as_ref(), *at)?;
-            bound.state = State::Bound;
-            header = Header::read(store.as_ref())?;
+            match (options.read_only, bound.state) {
+                // What is left of the overlay is the same as the base.
+                (true, State::Emptying) => {}
+                (true, _) => {
+                    let why = std::io::Error::other(
+                        "a discard was interrupted, and is finished when it is opened for writing",
+                    );
+                    return Err(Error::io(name, why));
+                }
+                (false, _) => {
+                    log::info!("{name}: finishes what was interrupted");
+                    commit::empty(store.as_ref(), *at)?;
+                    bound.state = State::Bound;
+                    header = Header::read(store.as_ref())?;
+                }
+            }
         }
         let disk = base.disk.clone();
         let mut overlay = Self::assemble(name, store, header, disk, base.path.clone(), binding, options)?;
@@ -320,13 +338,14 @@ impl Overlay {
     }
 
     fn verify_base(&mut self, base: &Base, options: &Options) -> Result<()> {
-        let Some(binding) = self.binding.clone() else { return Ok(()) };
+        let Some(binding) = self.binding() else { return Ok(()) };
         verify(&binding, base, options, &mut |offset, part| self.blank_covered(offset, part))?;
         match binding.state {
-            State::CommitBegun => self.set_state(State::Bound)?,
+            State::CommitBegun if !options.read_only => self.set_state(State::Bound)?,
             State::Copying => {
-                let what = format!("{}: a commit in place was interrupted; run it again to finish it", self.name);
-                self.unwritable = Some(Error::io(what, ErrorKind::ReadOnlyFilesystem.into()));
+                let why = "a commit in place was interrupted; run it again to finish it";
+                let why = std::io::Error::new(ErrorKind::ReadOnlyFilesystem, why);
+                self.unwritable = Some(Error::io(self.name.clone(), why));
             }
             _ => {}
         }
@@ -349,7 +368,8 @@ impl Overlay {
         store.read_at(&mut l1, header.l1.offset).map_err(io)?;
         let refcounts = Refcounts::read(store.as_ref(), &header, options.max_size)?;
         let file_end = store.size().map_err(io)?;
-        if header.autoclear != 0 {
+        let clears = header.autoclear != 0 && !options.read_only;
+        if clears {
             store.write_at(&[0; 8], AUTOCLEAR_FIELD).map_err(io)?;
         }
         let size = disk_size(geometry, binding.as_ref(), base.as_ref())?;
@@ -358,22 +378,24 @@ impl Overlay {
             store,
             base,
             base_path,
-            binding,
+            binding: Mutex::new(binding),
             binding_at: header.binding.as_ref().map_or(0, |(at, _)| *at),
-            force: options.force,
+            options: *options,
             geometry,
             size,
             tables: RwLock::new(Tables::new(geometry, header.l1.offset, from_bytes(&l1), refcounts)),
             file_end: AtomicU64::new(file_end),
             claims: Claims::default(),
             flushes: Flushes::default(),
-            unsynced: AtomicBool::new(header.autoclear != 0),
+            unsynced: AtomicBool::new(clears),
             failed: AtomicBool::new(false),
             closed: false,
             unwritable: None,
             counters: Counters::default(),
         };
-        if let Err(error) = overlay.reconcile(header.l1) {
+        if options.read_only {
+            overlay.unwritable = Some(Error::ReadOnly);
+        } else if let Err(error) = overlay.reconcile(header.l1) {
             log::warn!("{}: {error}; it can be read only (`qemu-img check -r all` repairs it)", overlay.name);
             overlay.unwritable = Some(error);
         }
@@ -420,8 +442,8 @@ impl Overlay {
     }
 
     /// What the overlay remembers of its base; `None` when another tool made it.
-    pub fn binding(&self) -> Option<&Binding> {
-        self.binding.as_ref()
+    pub fn binding(&self) -> Option<Binding> {
+        self.binding.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Bytes of a cluster: the unit in which the base is copied.
@@ -630,7 +652,7 @@ impl BlockDevice for Overlay {
     }
 
     fn writer(&self) -> Option<&dyn BlockWrite> {
-        Some(self)
+        (!self.options.read_only).then_some(self as &dyn BlockWrite)
     }
 }
 

@@ -177,54 +177,47 @@ impl Binding {
         path: &Path,
         covered: &mut dyn FnMut(u64, &mut [u8]) -> Result<()>,
     ) -> Result<()> {
-        let name = path.display();
+        let refused = |why: String| {
+            let source = std::io::Error::new(std::io::ErrorKind::InvalidData, why);
+            Err(Error::io(path.display().to_string(), source))
+        };
         let (file_size, mtime) = stat(path)?;
         if file_size != self.file_size {
             let was = self.file_size;
-            return Err(refused(format!(
-                "{name} is not this overlay's base: it has {file_size} bytes, the base had {was}"
-            )));
+            return refused(format!("it is not this overlay's base: it has {file_size} bytes, the base had {was}"));
         }
         if disk.size() != self.disk_size {
             let (is, was) = (disk.size(), self.disk_size);
-            return Err(refused(format!(
-                "{name} is not this overlay's base: its disk has {is} bytes, the base's had {was}"
-            )));
+            return refused(format!("it is not this overlay's base: its disk has {is} bytes, the base's had {was}"));
         }
         if self.state == State::Copying {
-            return match sample(disk, covered)? == self.full {
-                true => Ok(()),
-                false => Err(refused(format!(
-                    "{name} is not the base that an interrupted commit was writing to: the contents differ"
-                ))),
-            };
+            if sample(disk, covered)? == self.full {
+                return Ok(());
+            }
+            return refused(
+                "it is not the base that an interrupted commit was writing to: the contents differ".to_owned(),
+            );
         }
+        let changed = "it is not this overlay's base, or was changed since the overlay was made: the contents differ";
         if sample(disk, &mut |_, _| Ok(()))? != self.samples {
-            return Err(refused(format!(
-                "{name} is not this overlay's base, or was changed since the overlay was made: the contents differ"
-            )));
+            return refused(changed.to_owned());
         }
         if mtime == self.mtime || disk.size() <= HASHED_WHOLE {
             return Ok(());
         }
         match self.full_hash() {
             Some(full) if hash_disk(disk, &mut |_, _| {})? == full => {
-                log::info!("{name}: the time differs from the overlay's record, the contents are the same");
+                log::info!("{}: modified since the overlay was made, but the contents are the same", path.display());
                 Ok(())
             }
-            Some(_) => Err(refused(format!("{name} was changed since the overlay was made: the contents differ"))),
-            None => Err(refused(format!(
-                "{name} was modified at {}, after the overlay recorded {}",
+            Some(_) => refused(changed.to_owned()),
+            None => refused(format!(
+                "it was changed since the overlay was made: it was modified at {}, the base at {}",
                 date(mtime),
                 date(self.mtime)
-            ))),
+            )),
         }
     }
-}
-
-/// The one error that says that the base is not the one that the overlay belongs to.
-fn refused(what: String) -> Error {
-    Error::io(what, std::io::Error::new(std::io::ErrorKind::InvalidData, "refused"))
 }
 
 /// Size and modification time in nanoseconds of the base's file.

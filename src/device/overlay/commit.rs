@@ -13,6 +13,7 @@
 //! it is written to, by the samples that the overlay does not cover.
 
 use std::path::Path;
+use std::sync::PoisonError;
 
 use super::binding::{self, FULL_AT, MTIME_AT, SAMPLES_AT, State, sample, stat};
 use super::geometry::{ENTRY, from_bytes};
@@ -87,7 +88,7 @@ impl Overlay {
 
     fn check_committable(&self) -> Result<()> {
         let unsupported = |what: String| Err(Error::unsupported(OVERLAY, what));
-        let Some(binding) = &self.binding else {
+        let Some(binding) = self.binding() else {
             return unsupported(
                 "a commit in place of an overlay that another tool made (commit to a new image, or `qemu-img commit`)"
                     .to_owned(),
@@ -97,20 +98,23 @@ impl Overlay {
             let format = &binding.format;
             return unsupported(format!("a commit in place into a {format} image (commit to a new image)"));
         }
+        if binding.disk_size != self.size {
+            return unsupported("a commit in place of an overlay that was resized (commit to a new image)".to_owned());
+        }
         match &self.unwritable {
-            Some(error) if binding.state != State::Copying => Err(error.clone()),
+            Some(error) if self.options.read_only || binding.state != State::Copying => Err(error.clone()),
             _ => Ok(()),
         }
     }
 
-    fn commit_into(mut self, base: &dyn Store, progress: Progress<'_>) -> Result<()> {
+    fn commit_into(self, base: &dyn Store, progress: Progress<'_>) -> Result<()> {
         self.flush()?;
-        let binding = self.binding.clone().ok_or(Error::Invalid)?;
+        let binding = self.binding().ok_or(Error::Invalid)?;
         let name = self.base_path.display().to_string();
         let io = |error| host(&name, error);
         let disk = StoreDisk { store: base, size: base.size().map_err(io)?, sector_size: binding.sector_size };
         match binding.verify(&disk, &self.base_path, &mut |offset, part| self.blank_covered(offset, part)) {
-            Err(error) if self.force && disk.size == self.size => {
+            Err(error) if self.options.force && disk.size == self.size => {
                 log::warn!("{error}; written to all the same, as was asked");
             }
             result => result?,
@@ -152,14 +156,17 @@ impl Overlay {
         Ok(())
     }
 
-    /// Throws the changes away. Interrupted, it is finished when the overlay is opened next.
-    pub fn discard(mut self) -> Result<()> {
+    /// Throws the changes away. Interrupted, it is finished when the overlay is opened next (one that
+    /// another tool made has no place to say so, and may be left with a part of the changes).
+    pub fn discard(self) -> Result<()> {
         self.check_failed()?;
-        if let Some(binding) = &self.binding {
-            if binding.state == State::Copying {
-                // The base is neither the old nor the new one: only the commit can be gone on with.
-                return self.check_writable();
-            }
+        let state = self.binding().map(|binding| binding.state);
+        // While a commit in place is unfinished, the base is neither the old nor the new one. A
+        // damaged overlay, on the other hand, can be emptied.
+        if state == Some(State::Copying) || self.options.read_only {
+            return self.check_writable();
+        }
+        if state.is_some() {
             self.set_state(State::Discarding)?;
         }
         self.finish_empty()
@@ -171,18 +178,19 @@ impl Overlay {
         empty(self.store.as_ref(), self.binding_at)
     }
 
-    /// Hash of the whole base, computed when it is not known yet, and remembered.
-    pub fn hash_base(&mut self, progress: Progress<'_>) -> Result<Hash> {
-        if let Some(hash) = self.binding.as_ref().and_then(super::Binding::full_hash) {
+    /// Hash of the whole base: as remembered, else computed, and remembered from then on.
+    pub fn hash_base(&self, progress: Progress<'_>) -> Result<Hash> {
+        let binding = self.binding();
+        if let Some(hash) = binding.as_ref().and_then(super::Binding::full_hash) {
             return Ok(hash);
         }
         let hash = binding::hash_disk(self.base.as_ref(), progress)?;
-        if self.binding.as_ref().is_some_and(|binding| binding.state == State::Bound) && self.unwritable.is_none() {
+        if binding.is_some_and(|binding| binding.state == State::Bound) && self.unwritable.is_none() {
             self.set_field(FULL_AT, &hash)?;
-            self.set_state(State::BoundHashed)?;
-            if let Some(binding) = &mut self.binding {
+            if let Some(binding) = &mut *self.binding.lock().unwrap_or_else(PoisonError::into_inner) {
                 binding.full = hash;
             }
+            self.set_state(State::BoundHashed)?;
         }
         Ok(hash)
     }
@@ -192,9 +200,9 @@ impl Overlay {
         set_field(self.store.as_ref(), self.binding_at, field, value)
     }
 
-    pub(super) fn set_state(&mut self, state: State) -> Result<()> {
+    pub(super) fn set_state(&self, state: State) -> Result<()> {
         self.set_field(binding::STATE_AT, &[state.to_byte()])?;
-        if let Some(binding) = &mut self.binding {
+        if let Some(binding) = &mut *self.binding.lock().unwrap_or_else(PoisonError::into_inner) {
             binding.state = state;
         }
         Ok(())

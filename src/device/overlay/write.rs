@@ -75,6 +75,7 @@ impl BlockWrite for Overlay {
     fn write_all_at(&self, mut buf: &[u8], mut offset: u64) -> Result<()> {
         check_range(buf.len(), offset, self.size)?;
         self.check_writable()?;
+        let mut made_new = false;
         while !buf.is_empty() {
             let found = self.find(offset, buf.len() as u64)?;
             let len = usize::try_from(found.len).unwrap_or(usize::MAX).min(buf.len());
@@ -88,12 +89,15 @@ impl BlockWrite for Overlay {
                 Spot::Data { at, shared: true } => {
                     return Err(Error::corrupt(super::OVERLAY, "L2 entry (COPIED flag)", at));
                 }
-                Spot::Base | Spot::Zero { .. } => self.write_new(now, offset)?,
+                Spot::Base | Spot::Zero { .. } => {
+                    made_new = true;
+                    self.write_new(now, offset)?
+                }
             };
             buf = buf.get(written..).unwrap_or_default();
             offset = offset.saturating_add(written as u64);
         }
-        if read_guard(&self.tables).is_crowded() {
+        if made_new && read_guard(&self.tables).is_crowded() {
             self.flush()?;
         }
         Ok(())
