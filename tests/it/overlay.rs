@@ -1176,8 +1176,10 @@ fn speed_of_writes() {
     let time = |name: &str, count: u64, work: &mut dyn FnMut(u64)| {
         let start = std::time::Instant::now();
         (0..count).for_each(&mut *work);
+        let written = start.elapsed().as_secs_f64();
         overlay.flush().unwrap();
-        println!("{name}: {:.0}/s", count as f64 / start.elapsed().as_secs_f64());
+        let synced = start.elapsed().as_secs_f64();
+        println!("{name}: {:.0}/s, with the sync {:.0}/s", count as f64 / written, count as f64 / synced);
     };
     time("random 4 KiB, new", 30_000, &mut |_| {
         overlay.write_all_at(&data[..4096], random.below(65_536) * 4096).unwrap()
