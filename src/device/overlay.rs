@@ -35,6 +35,7 @@
 mod binding;
 mod check;
 mod commit;
+mod create;
 mod geometry;
 mod header;
 mod patch;
@@ -43,14 +44,13 @@ pub mod store;
 mod tables;
 mod write;
 
-use std::ffi::OsStr;
 use std::io::ErrorKind;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use self::create::{Named, qemu_format, recorded_name, reference, rename_new, temporary_name, write_new};
 use self::geometry::{ENTRY, Geometry, from_bytes};
 use self::header::{AUTOCLEAR_FIELD, Header, OVERLAY, TablePlace};
 use self::refcounts::Refcounts;
@@ -64,10 +64,11 @@ use crate::error::{Error, Result};
 pub use self::binding::{Base, Binding, Hash, State};
 pub use self::check::{Info, Report, check, check_store, info};
 pub use self::commit::Progress;
+pub use self::create::{BaseReference, base_reference};
 pub use self::patch::{OnDifference, PatchSummary, apply_patch};
 
-/// More L2 tables than this (16 GiB of 4 KiB clusters) are not gone through at every opening.
-const MAX_RECONCILED: usize = 8192;
+/// More bytes of L2 tables than this (32 GiB in 4 KiB clusters) are not gone through at every opening.
+const MAX_RECONCILED: u64 = 64 << 20;
 
 /// How an overlay is used.
 #[derive(Debug, Clone, Copy, Default)]
@@ -131,97 +132,6 @@ pub struct Overlay {
     /// Why nothing can be written, though the contents can be read.
     unwritable: Option<Error>,
     counters: Counters,
-}
-
-/// What an overlay's header says of its base.
-#[derive(Debug, Clone)]
-pub struct BaseReference {
-    /// As recorded: an absolute path, or one relative to the overlay's folder.
-    pub name: PathBuf,
-    /// The same from here.
-    pub path: PathBuf,
-    /// qemu's name of the base's format.
-    pub qemu_format: Option<String>,
-    /// What the overlay remembers of the base; `None` when another tool made it.
-    pub binding: Option<Binding>,
-}
-
-/// Reads what an overlay says of its base, without opening that.
-pub fn base_reference(path: &Path) -> Result<BaseReference> {
-    let header = Header::read(&HostStore::open_read_only(path, false)?)?;
-    reference(path, &header)
-}
-
-fn reference(path: &Path, header: &Header) -> Result<BaseReference> {
-    if header.backing_name.is_empty() {
-        return Err(Error::unsupported(OVERLAY, "a qcow2 image without a backing file"));
-    }
-    let recorded = header.backing_name.strip_prefix(b"file:").unwrap_or(&header.backing_name);
-    let before_slash = recorded.split(|byte| *byte == b'/').next().unwrap_or_default();
-    if before_slash.contains(&b':') {
-        let what = format!("a base that is not a file ({})", crate::text::printable(recorded));
-        return Err(Error::unsupported(OVERLAY, what));
-    }
-    let name = PathBuf::from(OsStr::from_bytes(recorded));
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let binding = header.binding.as_ref().map(|(_, bytes)| Binding::parse(bytes)).transpose()?;
-    Ok(BaseReference { path: folder.join(&name), name, qemu_format: header.backing_format.clone(), binding })
-}
-
-/// How the base is named in an overlay: its plain name in the same folder, else from the root.
-fn recorded_name(overlay: &Path, base: &Path) -> Result<Vec<u8>> {
-    let folder = |path: &Path| {
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        parent.canonicalize().map_err(|error| host(&path.display().to_string(), error))
-    };
-    let base_folder = folder(base)?;
-    let name = base.file_name().ok_or(Error::Invalid)?;
-    if folder(overlay)? != base_folder {
-        return Ok(base_folder.join(name).into_os_string().into_encoded_bytes());
-    }
-    let name = name.as_encoded_bytes();
-    // To qemu `a:b` is a protocol.
-    Ok(if name.contains(&b':') { [b"./", name].concat() } else { name.to_vec() })
-}
-
-/// qemu's name of one of our container formats.
-fn qemu_format(format: &str) -> &str {
-    match format {
-        "vhd" => "vpc",
-        other => other,
-    }
-}
-
-/// A name beside `path` that is not taken: for a file that is renamed when it is whole.
-fn temporary_name(path: &Path) -> PathBuf {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.{number}.tmp", std::process::id()));
-    path.with_file_name(name)
-}
-
-/// Gives a whole and synced file its name; a file that has the name already is left alone.
-fn rename_new(from: &Path, to: &Path) -> Result<()> {
-    use rustix::fs::{CWD, RenameFlags};
-    use rustix::io::Errno;
-    let io = |error: Errno| match error {
-        Errno::EXIST => host(&to.display().to_string(), ErrorKind::AlreadyExists.into()),
-        error => host(&to.display().to_string(), error.into()),
-    };
-    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) if to.symlink_metadata().is_err() => {
-            rustix::fs::rename(from, to).map_err(io)?;
-        }
-        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => return Err(io(Errno::EXIST)),
-        result => result.map_err(io)?,
-    }
-    // The name itself must survive a crash too.
-    let folder = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    match std::fs::File::open(folder).and_then(|folder| folder.sync_all()) {
-        Err(error) if error.kind() != ErrorKind::InvalidInput => Err(host(&folder.display().to_string(), error)),
-        _ => Ok(()),
-    }
 }
 
 impl Overlay {
@@ -415,7 +325,7 @@ impl Overlay {
         references.extend(tables.refcounts.own_clusters());
         references.extend(l2.iter().map(|(_, at)| geometry.cluster(*at)));
         drop(tables);
-        let whole = l2.len() <= MAX_RECONCILED;
+        let whole = geometry.start(l2.len() as u64) <= MAX_RECONCILED;
         for (_, at) in l2.iter().filter(|_| whole) {
             for entry in self.read_table(*at)? {
                 decode(entry, geometry)?;
@@ -692,55 +602,6 @@ fn disk_size(geometry: Geometry, binding: Option<&Binding>, base: &dyn BlockDevi
         None if rounded(base.size()) => Ok(base.size()),
         None => Ok(geometry.disk_size),
     }
-}
-
-/// What a new overlay says of its base.
-struct Named<'a> {
-    name: &'a [u8],
-    format: &'a str,
-    binding: Vec<u8>,
-}
-
-/// Writes an empty image, and returns when it is on stable storage.
-fn write_new(store: &dyn Store, size: u64, named: Option<Named<'_>>) -> Result<()> {
-    let io = |error| host("making the overlay", error);
-    let disk_size = size.checked_next_multiple_of(512).ok_or(Error::Invalid)?;
-    let needed = named.as_ref().map(|named| Header::needed(&named.binding, named.format, named.name)).transpose()?;
-    let geometry = Geometry::choose(disk_size, needed.unwrap_or(0))?;
-    let cluster = geometry.cluster_size();
-    let l1_entries = geometry.l1_entries().max(1);
-    let l1_clusters = geometry.clusters(l1_entries.saturating_mul(ENTRY));
-    // Room in the refcount table for every cluster that the disk can need, and a quarter more.
-    let all = geometry.clusters(disk_size).saturating_add(l1_entries).saturating_add(l1_clusters);
-    let blocks_ever = all.saturating_add(all / 4).saturating_add(64).div_ceil(cluster / 2);
-    let table_clusters = geometry.clusters(blocks_ever.saturating_mul(ENTRY)).max(1);
-    let fixed = table_clusters.saturating_add(l1_clusters).saturating_add(1);
-    let mut blocks = 1u64;
-    while blocks.saturating_mul(geometry.counts()) < fixed.saturating_add(blocks) {
-        blocks = blocks.saturating_add(1);
-    }
-    let first_block = table_clusters.saturating_add(1);
-    let header = Header {
-        geometry,
-        refcounts: TablePlace { offset: cluster, entries: table_clusters.saturating_mul(geometry.entries()) },
-        l1: TablePlace { offset: geometry.start(first_block.saturating_add(blocks)), entries: l1_entries },
-        autoclear: 0,
-        backing_name: named.as_ref().map(|named| named.name.to_vec()).unwrap_or_default(),
-        backing_format: named.as_ref().map(|named| named.format.to_owned()),
-        binding: named.map(|named| (0, named.binding)),
-    };
-    let total = fixed.saturating_add(blocks);
-    store.set_size(geometry.start(total)).map_err(io)?;
-    for number in 0..blocks {
-        let start = number.saturating_mul(geometry.counts());
-        let used = total.saturating_sub(start).min(geometry.counts());
-        let counts = [0, 1].repeat(usize::try_from(used).map_err(|_| Error::Invalid)?);
-        let at = geometry.start(first_block.saturating_add(number));
-        store.write_at(&counts, at).map_err(io)?;
-        store.write_at(&at.to_be_bytes(), cluster.saturating_add(number.saturating_mul(ENTRY))).map_err(io)?;
-    }
-    store.write_at(&header.to_bytes()?, 0).map_err(io)?;
-    store.sync().map_err(io)
 }
 
 fn read_guard(tables: &RwLock<Tables>) -> RwLockReadGuard<'_, Tables> {

@@ -24,6 +24,8 @@ pub(super) struct Clusters {
 
 enum Block {
     Absent,
+    /// Every count is 0: a sparse file could have very many of these.
+    Empty,
     /// Every count is 1.
     Full,
     Counts(Box<[u16]>),
@@ -89,8 +91,11 @@ impl Refcounts {
             store.read_at(&mut bytes, *at).map_err(io)?;
             let counts: Vec<u16> = bytes.as_chunks::<2>().0.iter().map(|count| u16::from_be_bytes(*count)).collect();
             used = used.saturating_add(counts.iter().filter(|count| **count != 0).count() as u64);
-            let full = counts.iter().all(|count| *count == 1);
-            blocks.push(if full { Block::Full } else { Block::Counts(counts.into()) });
+            blocks.push(match counts.first() {
+                Some(0) if counts.iter().all(|count| *count == 0) => Block::Empty,
+                Some(1) if counts.iter().all(|count| *count == 1) => Block::Full,
+                _ => Block::Counts(counts.into()),
+            });
         }
         Ok(Self {
             geometry,
@@ -131,7 +136,7 @@ impl Refcounts {
     pub fn counted(&self) -> impl Iterator<Item = (u64, u16)> {
         self.blocks.iter().enumerate().flat_map(move |(index, block)| {
             let start = self.geometry.block_start(index);
-            let covered = if matches!(block, Block::Absent) { 0 } else { self.geometry.counts() };
+            let covered = if matches!(block, Block::Absent | Block::Empty) { 0 } else { self.geometry.counts() };
             (start..start.saturating_add(covered))
                 .map(|cluster| (cluster, self.count(cluster)))
                 .filter(|(_, count)| *count != 0)
@@ -142,9 +147,11 @@ impl Refcounts {
     fn set(&mut self, cluster: u64, value: u16) {
         let index = self.geometry.block_index(cluster);
         let Some(block) = self.blocks.get_mut(index) else { return };
-        if matches!(block, Block::Full) {
-            let len = usize::try_from(self.geometry.counts()).unwrap_or(0);
-            *block = Block::Counts(vec![1; len].into());
+        let len = usize::try_from(self.geometry.counts()).unwrap_or(0);
+        match block {
+            Block::Empty => *block = Block::Counts(vec![0; len].into()),
+            Block::Full => *block = Block::Counts(vec![1; len].into()),
+            Block::Absent | Block::Counts(_) => {}
         }
         let Block::Counts(counts) = block else { return };
         let Some(count) = counts.get_mut(self.geometry.count_index(cluster)) else { return };
@@ -167,6 +174,10 @@ impl Refcounts {
             match self.blocks.get_mut(index) {
                 None => self.grow_table()?,
                 Some(Block::Absent) => self.add_block(index),
+                Some(block @ Block::Empty) => {
+                    let len = usize::try_from(self.geometry.counts()).unwrap_or(0);
+                    *block = Block::Counts(vec![0; len].into());
+                }
                 Some(Block::Full) => self.cursor = self.geometry.block_start(index.saturating_add(1)),
                 Some(Block::Counts(counts)) => {
                     let from = self.geometry.count_index(self.cursor);
@@ -277,7 +288,7 @@ impl Refcounts {
             let counts: Vec<u8> = match self.blocks.get(*index)? {
                 Block::Counts(counts) => counts.iter().flat_map(|count| count.to_be_bytes()).collect(),
                 Block::Full => [0, 1].repeat(usize::try_from(self.geometry.counts()).unwrap_or(0)),
-                Block::Absent => return None,
+                Block::Absent | Block::Empty => return None,
             };
             Some((*self.table.get(*index)?, counts))
         };
@@ -305,5 +316,52 @@ impl Refcounts {
     pub fn failed(&mut self, writes: RefcountWrites) {
         self.dirty.extend(writes.dirty);
         self.dirty_entries.extend(writes.dirty_entries);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::store::MemoryStore;
+    use super::*;
+
+    /// Clusters of 512 bytes: a block covers 256 of them, a table cluster leads to 64 blocks.
+    fn small(max_size: Option<u64>) -> Refcounts {
+        let store = MemoryStore::default();
+        super::super::write_new(&store, 1 << 20, None).unwrap();
+        Refcounts::read(&store, &Header::read(&store).unwrap(), max_size).unwrap()
+    }
+
+    #[test]
+    fn allocation_goes_on_past_blocks_and_past_the_table() {
+        let mut refcounts = small(None);
+        let mut taken: Vec<u64> = Vec::new();
+        while refcounts.place.entries == 64 || taken.len() < 20_000 {
+            let clusters = refcounts.allocate(7).unwrap();
+            taken.extend(clusters.first..clusters.first + clusters.count);
+        }
+        let own: Vec<u64> = refcounts.own_clusters().collect();
+        taken.extend(&own);
+        let count = taken.len();
+        taken.sort_unstable();
+        taken.dedup();
+        assert_eq!(taken.len(), count, "a cluster was given twice");
+        assert!(taken.iter().all(|cluster| refcounts.count(*cluster) == 1));
+        let writes = refcounts.take_writes();
+        assert!(writes.moved.is_some());
+        refcounts.done(&writes);
+        assert_eq!((refcounts.count(1), refcounts.cursor), (0, 1), "the former table is free");
+    }
+
+    #[test]
+    fn what_is_given_back_is_taken_again_and_the_bound_holds() {
+        let mut refcounts = small(Some(100 * 512));
+        let mut last = refcounts.allocate(3).unwrap();
+        while let Ok(clusters) = refcounts.allocate(3) {
+            last = clusters;
+        }
+        assert_eq!(last.first + last.count, 100);
+        refcounts.free(Clusters { first: 50, count: 2 });
+        assert_eq!(refcounts.allocate(3).unwrap(), Clusters { first: 50, count: 2 });
+        assert!(matches!(refcounts.allocate(1), Err(Error::NoSpace)));
     }
 }
