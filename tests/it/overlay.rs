@@ -555,6 +555,45 @@ fn eight_writers_and_eight_readers_lose_no_update() {
     assert!(flat_by_qemu(&folder, &file, model.len()) == model);
 }
 
+#[test]
+fn more_tables_than_memory_keeps_are_dropped_and_read_again_without_losing_an_update() {
+    const TABLES: u64 = 10_000;
+    const REACH: u64 = 2 << 20;
+    let folder = Folder::new("tables");
+    let disk = folder.path("disk.img");
+    std::fs::File::create(&disk).unwrap().set_len(TABLES * REACH).unwrap();
+    let store = Arc::new(MemoryStore::default());
+    let full = Full { store: store.clone(), room: Arc::new(AtomicU64::new(u64::MAX)) };
+    let overlay = Overlay::create_in(Box::new(full), &folder.path("o"), &base_of(&disk), &Options::default()).unwrap();
+    // Four writers meet in one cluster of each table, in an order of their own.
+    let place = |table: u64, writer: u64| table * REACH + 4096 * (table % 512) + writer * 32;
+    std::thread::scope(|scope| {
+        for writer in 0..4 {
+            let overlay = &overlay;
+            scope.spawn(move || {
+                for step in 0..TABLES {
+                    let table = (step * [1, 3, 7, 9_999][writer as usize] + writer * 2_500) % TABLES;
+                    overlay.write_all_at(&[writer as u8 + 1; 32], place(table, writer)).unwrap();
+                    let mut buf = [0; 32];
+                    let before = (table + TABLES - 1) % TABLES;
+                    overlay.read_exact_at(&mut buf, place(before, writer)).unwrap();
+                    assert!(buf == [0; 32] || buf == [writer as u8 + 1; 32]);
+                }
+            });
+        }
+    });
+    for table in 0..TABLES {
+        let mut buf = [0; 160];
+        overlay.read_exact_at(&mut buf, place(table, 0)).unwrap();
+        let expected: Vec<u8> = [1, 2, 3, 4, 0].iter().flat_map(|value| [*value; 32]).collect();
+        assert!(buf == expected[..], "table {table}: {buf:?}");
+    }
+    assert!(overlay.statistics().flushes > 0, "tables were never written to make room");
+    overlay.close().unwrap();
+    let report = overlay::check_store(store.as_ref()).unwrap();
+    assert_eq!((report.error_count, report.leaks, report.data_clusters), (0, 0, TABLES), "{:?}", report.errors);
+}
+
 /// A base that counts how it is read.
 struct Counting(Memory, AtomicU64);
 
