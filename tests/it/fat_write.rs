@@ -657,3 +657,449 @@ fn a_crash_at_any_write_to_fat16_loses_nothing_that_was_synced() {
 fn a_crash_at_any_write_to_fat32_loses_nothing_that_was_synced() {
     crash_scenario(Disk::by_mkfs(34 << 10, "-F 32 -s 1"));
 }
+
+#[test]
+fn writes_that_a_crash_reorders_lose_nothing_either() {
+    let scratch = Scratch::new();
+    let mut crash = Crash::new(Disk::by_mkfs(720, "-F 12 -s 2"));
+    crash.mkdir("folder");
+    for i in 0..30u64 {
+        crash.put(&format!("folder/file with a long name {i}"), &pattern(1500, i));
+    }
+    crash.flush();
+    for i in 0..30 {
+        let old = format!("folder/file with a long name {i}");
+        match i % 4 {
+            0 => crash.rename(&old, &format!("moved {i}")),
+            1 => crash.rename(&old, &format!("folder/file with a long name {}", i + 1)),
+            2 => crash.put(&format!("folder/new {i}"), &pattern(2500, 100 + i)),
+            _ => crash.truncate(&old, 700),
+        }
+    }
+    crash.flush();
+    crash.put("last", &pattern(9000, 77));
+    crash.flush();
+    let events = crash.disk.log.lock().unwrap().clone().unwrap();
+    let flushes: Vec<usize> = (0..events.len()).filter(|&i| matches!(events[i], Event::Flush)).collect();
+    let mut random = Random(4711);
+    for epoch in flushes.windows(2).filter(|epoch| epoch[1] - epoch[0] > 1) {
+        for _ in 0..6 {
+            // What was not flushed yet reached the medium in part, in any order.
+            let mut some: Vec<Event> = events[..=epoch[0]].to_vec();
+            some.extend(events[epoch[0] + 1..epoch[1]].iter().filter(|_| random.below(2) == 0).cloned());
+            let count = some.len().max(epoch[0] + 2);
+            some.resize(count, Event::Flush);
+            crash.check(&some, count, &scratch);
+        }
+    }
+}
+
+#[test]
+fn overwriting_in_place_costs_one_write_of_the_device_each() {
+    let disk = Disk::by_mkfs(34 << 10, "-F 32 -s 8");
+    let fs = disk.open();
+    let node = put(&fs, "data", &vec![1; 8 << 20]);
+    writer(&fs).flush().unwrap();
+    disk.writes.store(0, Ordering::Relaxed);
+    let mut random = Random(99);
+    let mut expected = vec![1; 8 << 20];
+    for i in 0..1000 {
+        let offset = random.below((8 << 20) / 4096) * 4096;
+        let bytes = pattern(4096, i);
+        writer(&fs).write(node, &bytes, offset as u64, NOW).unwrap();
+        expected[offset..offset + 4096].copy_from_slice(&bytes);
+    }
+    assert_eq!(disk.writes.load(Ordering::Relaxed), 1000);
+    assert!(get(&fs, "data") == expected);
+}
+
+#[test]
+fn thousands_of_files_in_one_directory_are_made_at_once() {
+    let disk = Disk::by_mkfs(34 << 10, "-F 32 -s 1");
+    let fs = disk.open();
+    let dir = writer(&fs).create(fs.root(), b"many", directory()).unwrap();
+    let start = std::time::Instant::now();
+    for i in 0..5000 {
+        writer(&fs).create(dir, format!("a file with a name like all others {i}").as_bytes(), file()).unwrap();
+    }
+    writer(&fs).flush().unwrap();
+    let took = start.elapsed();
+    assert!(took.as_secs() < 3, "5,000 files took {took:?}");
+    println!("5,000 files: {took:?}, {} writes", disk.writes.load(Ordering::Relaxed));
+    for i in (0..5000).step_by(2) {
+        writer(&fs).remove(dir, format!("a file with a name like all others {i}").as_bytes(), false).unwrap();
+    }
+    let expected = (0..5000)
+        .skip(1)
+        .step_by(2)
+        .map(|i| (format!("many/a file with a name like all others {i}"), Some(Vec::new())))
+        .chain(std::iter::once(("many".to_owned(), None)));
+    check_volume(&disk, &fs, &expected.collect(), &Scratch::new(), true);
+}
+
+#[test]
+fn a_long_file_is_written_in_one_run_and_few_writes() {
+    let mut blank = Disk::by_mkfs(34 << 10, "-F 32 -s 1").bytes();
+    blank.truncate(34 << 20);
+    let disk = Disk::new(blank);
+    let fs = disk.open();
+    let node = put(&fs, "long", b"");
+    let piece = pattern(128 << 10, 1);
+    let start = std::time::Instant::now();
+    for i in 0..200 {
+        writer(&fs).write(node, &piece, i * (128 << 10), NOW).unwrap();
+    }
+    writer(&fs).flush().unwrap();
+    let writes = disk.writes.load(Ordering::Relaxed);
+    println!("25 MiB: {:?}, {writes} writes", start.elapsed());
+    assert!(writes < 250, "{writes}");
+    let expected: Vec<u8> = std::iter::repeat_n(piece, 200).flatten().collect();
+    assert!(get(&fs, "long") == expected);
+    let first = fs.extent(node, 0).unwrap();
+    assert!(first.stored && first.len == 25 << 20);
+}
+
+#[test]
+fn names_that_fat_cannot_hold_are_refused_and_nothing_changes() {
+    let disk = Disk::by_mkfs(1440, "-F 12");
+    let fs = disk.open();
+    put(&fs, "there", b"1");
+    writer(&fs).quiesce().unwrap();
+    let before = disk.bytes();
+    for bad in ["a:b", "a?", "a*", "\"", "<", ">", "|", "\\", "a/b", "dot.", "space ", "a\u{1}", "", ".", ".."] {
+        let create = writer(&fs).create(fs.root(), bad.as_bytes(), file());
+        assert!(matches!(create, Err(Error::Invalid)), "{bad:?}: {create:?}");
+        let rename = writer(&fs).rename(fs.root(), b"there", fs.root(), bad.as_bytes(), true);
+        assert!(matches!(rename, Err(Error::Invalid)), "{bad:?}: {rename:?}");
+    }
+    let long = writer(&fs).create(fs.root(), "x".repeat(256).as_bytes(), file());
+    assert!(matches!(long, Err(Error::NameTooLong)));
+    assert!(matches!(writer(&fs).create(fs.root(), b"THERE", file()), Err(Error::Exists)));
+    assert!(matches!(writer(&fs).remove(fs.root(), b"nothing", false), Err(Error::NotFound)));
+    writer(&fs).quiesce().unwrap();
+    assert!(disk.bytes() == before);
+    writer(&fs).create(fs.root(), "x".repeat(255).as_bytes(), file()).unwrap();
+}
+
+#[test]
+fn a_file_does_not_grow_past_4_gib_or_past_the_volume() {
+    let disk = Disk::by_mkfs(1440, "-F 12");
+    let fs = disk.open();
+    let node = put(&fs, "file", b"contents");
+    let grow = |size| writer(&fs).set_attributes(node, &Changes { size: Some(size), ..Changes::default() });
+    assert!(matches!(grow(1 << 32), Err(Error::TooLarge)));
+    assert!(matches!(writer(&fs).write(node, b"xx", u64::from(u32::MAX) - 1, NOW), Err(Error::TooLarge)));
+    assert!(matches!(writer(&fs).write(node, b"x", u64::MAX, NOW), Err(Error::TooLarge)));
+    assert!(matches!(grow(2 << 20), Err(Error::NoSpace)));
+    assert!(matches!(writer(&fs).write(node, &vec![1; 2 << 20], 4, NOW), Err(Error::NoSpace)));
+    check_volume(&disk, &fs, &Tree::from([("file".to_owned(), Some(b"contents".to_vec()))]), &Scratch::new(), true);
+}
+
+#[test]
+fn a_fixed_root_fills_up_and_a_folder_grows() {
+    let disk = Disk::by_mkfs(1440, "-F 12 -r 32");
+    let fs = disk.open();
+    let mut expected = Tree::new();
+    writer(&fs).create(fs.root(), b"folder", directory()).unwrap();
+    expected.insert("folder".to_owned(), None);
+    for i in 0.. {
+        match writer(&fs).create(fs.root(), format!("F{i}").as_bytes(), file()) {
+            Ok(_) => drop(expected.insert(format!("F{i}"), Some(Vec::new()))),
+            Err(Error::NoSpace) => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert_eq!(expected.len(), 32);
+    assert!(matches!(writer(&fs).create(fs.root(), b"folder 2", directory()), Err(Error::NoSpace)));
+    // A rename needs no room where the name takes no more slots.
+    writer(&fs).rename(fs.root(), b"F3", fs.root(), b"G3", true).unwrap();
+    expected.remove("F3");
+    expected.insert("G3".to_owned(), Some(Vec::new()));
+    assert!(matches!(writer(&fs).rename(fs.root(), b"F4", fs.root(), b"a longer name", true), Err(Error::NoSpace)));
+    // A removed name leaves room at once.
+    writer(&fs).remove(fs.root(), b"F5", false).unwrap();
+    expected.remove("F5");
+    put(&fs, "NEW", b"n");
+    expected.insert("NEW".to_owned(), Some(b"n".to_vec()));
+    for i in 0..100 {
+        put(&fs, &format!("folder/file {i}"), b"");
+        expected.insert(format!("folder/file {i}"), Some(Vec::new()));
+    }
+    check_volume(&disk, &fs, &expected, &Scratch::new(), true);
+}
+
+#[test]
+fn a_change_of_case_is_a_rename_and_keeps_the_number() {
+    let disk = Disk::by_mkfs(1440, "-F 12");
+    let fs = disk.open();
+    let node = put(&fs, "readme.txt", b"1");
+    for (from, to) in [
+        ("readme.txt", "README.TXT"),
+        ("README.TXT", "ReadMe.txt"),
+        ("ReadMe.txt", "README.txt"),
+        ("readme.TXT", "readme.txt"),
+    ] {
+        writer(&fs).rename(fs.root(), from.as_bytes(), fs.root(), to.as_bytes(), false).unwrap();
+        assert_eq!(tree(fs.as_ref()).keys().collect::<Vec<_>>(), [to]);
+        assert_eq!(node_at(&fs, to), node);
+        let stamp = fs.attributes(node).unwrap().modified;
+        assert_eq!(stamp, Some(NOW), "a rename is no write");
+    }
+    check_volume(&disk, &fs, &Tree::from([("readme.txt".to_owned(), Some(b"1".to_vec()))]), &Scratch::new(), true);
+}
+
+#[test]
+fn a_replaced_file_that_is_open_keeps_its_contents() {
+    let disk = Disk::by_mkfs(1440, "-F 12");
+    let fs = disk.open();
+    let (old, new) = (put(&fs, "name", &pattern(3000, 1)), put(&fs, "new", &pattern(2000, 2)));
+    writer(&fs).opened(old);
+    writer(&fs).opened(old);
+    writer(&fs).rename(fs.root(), b"new", fs.root(), b"name", true).unwrap();
+    assert_eq!(node_at(&fs, "name"), new);
+    writer(&fs).closed(old);
+    writer(&fs).flush().unwrap();
+    assert!(contents(fs.as_ref(), old).unwrap() == pattern(3000, 1));
+    assert!(get(&fs, "name") == pattern(2000, 2));
+    writer(&fs).closed(old);
+    assert!(fs.attributes(old).is_err());
+    let third = put(&fs, "third", b"3");
+    assert!(third != old && third != new);
+    let expected = [("name", pattern(2000, 2)), ("third", b"3".to_vec())];
+    check_volume(
+        &disk,
+        &fs,
+        &expected.map(|(name, bytes)| (name.to_owned(), Some(bytes))).into(),
+        &Scratch::new(),
+        true,
+    );
+}
+
+#[test]
+fn both_dirty_marks_are_set_by_the_first_write_and_taken_away_at_the_end() {
+    let scratch = Scratch::new();
+    for (kib, args, boot, table) in [
+        (1440, "-F 12", 0x25, None),
+        (8 << 10, "-F 16 -s 1", 0x25, Some(512 * 4 + 3)),
+        (34 << 10, "-F 32 -s 1", 0x41, Some(512 * 32 + 7)),
+    ] {
+        let disk = Disk::by_mkfs(kib, args);
+        let fs = disk.open();
+        let blank = disk.bytes();
+        let marks = |bytes: &[u8]| (bytes[boot], table.map(|at: usize| bytes[at]));
+        let clean = marks(&blank);
+        let node = put(&fs, "file", b"1");
+        let bit = if args.contains("32") { 0x08 } else { 0x80 };
+        assert_eq!(marks(&disk.bytes()), (clean.0 | 1, clean.1.map(|byte| byte & !bit)), "{args}");
+        writer(&fs).flush().unwrap();
+        assert_eq!(disk.bytes()[boot], clean.0 | 1);
+        save(&disk.bytes(), &scratch.path("image"));
+        let (_, said) = try_tool("dosfstools", "fsck.fat", &["-n", scratch.path("image").to_str().unwrap()]);
+        assert!(said.contains("Dirty bit is set"), "{said}");
+        writer(&fs).quiesce().unwrap();
+        assert_eq!(marks(&disk.bytes()), clean);
+        writer(&fs).write(node, b"2", 0, NOW).unwrap();
+        assert_eq!(disk.bytes()[boot], clean.0 | 1, "and again by the next write");
+        writer(&fs).quiesce().unwrap();
+        // A mark that was there before is not ours to take away.
+        let mut dirty = blank.clone();
+        dirty[boot] |= 1;
+        let disk = Disk::new(dirty);
+        let fs = disk.open();
+        put(&fs, "file", b"1");
+        writer(&fs).quiesce().unwrap();
+        assert_eq!(disk.bytes()[boot], clean.0 | 1);
+    }
+}
+
+#[test]
+fn with_mirroring_off_only_the_active_table_is_written() {
+    let mut bytes = Disk::by_mkfs(34 << 10, "-F 32 -s 1").bytes();
+    bytes[0x28] = 0x81;
+    let len = u32::from_le_bytes(bytes[0x24..0x28].try_into().unwrap()) as usize * 512;
+    let first = 32 * 512..32 * 512 + len;
+    let before = bytes[first.clone()].to_vec();
+    let disk = Disk::new(bytes);
+    let fs = disk.open();
+    put(&fs, "file", &pattern(5000, 1));
+    writer(&fs).quiesce().unwrap();
+    let after = disk.bytes();
+    assert!(after[first.clone()] == before, "table 0 is not in use");
+    assert!(after[first.end..first.end + len] != before, "table 1 is");
+    assert!(get(&disk.open(), "file") == pattern(5000, 1));
+}
+
+#[test]
+fn the_reserved_bits_of_fat32_entries_stay() {
+    let mut bytes = Disk::by_mkfs(34 << 10, "-F 32 -s 1").bytes();
+    let table = 32 * 512;
+    for cluster in 3..1000 {
+        bytes[table + cluster * 4 + 3] = 0xa0;
+    }
+    let disk = Disk::new(bytes);
+    let fs = disk.open();
+    assert_eq!(fs.summary().free_blocks, disk.open().summary().total_blocks - 1);
+    put(&fs, "file", &pattern(5000, 1));
+    writer(&fs).quiesce().unwrap();
+    let after = disk.bytes();
+    assert!((3..1000).all(|cluster| after[table + cluster * 4 + 3] & 0xf0 == 0xa0));
+    assert!(get(&disk.open(), "file") == pattern(5000, 1));
+}
+
+#[test]
+fn times_and_marks_are_what_mtools_reads() {
+    let scratch = Scratch::new();
+    let disk = Disk::by_mkfs(1440, "-F 12");
+    let fs = disk.open();
+    let node = put(&fs, "FILE.TXT", b"1");
+    let at = |seconds, nanoseconds| Some(Timestamp { seconds, nanoseconds });
+    let changes = Changes {
+        read_only: Some(true),
+        accessed: at(1_709_164_800, 0),
+        modified: at(1_709_214_358, 0),
+        created: at(1_000_000_001, 230_000_000),
+        ..Changes::default()
+    };
+    writer(&fs).set_attributes(node, &changes).unwrap();
+    let attributes = fs.attributes(node).unwrap();
+    assert!(attributes.read_only);
+    assert_eq!(
+        (attributes.accessed, attributes.modified, attributes.created),
+        (changes.accessed, changes.modified, changes.created)
+    );
+    writer(&fs).set_xattr(node, b"user.fat.attributes", b"0x27").unwrap();
+    assert_eq!(fs.xattr(node, b"user.fat.attributes").unwrap(), b"0x27");
+    for bad in [&b"0x37"[..], b"0x2f", b"x", b"256", b""] {
+        assert!(matches!(writer(&fs).set_xattr(node, b"user.fat.attributes", bad), Err(Error::Invalid)));
+    }
+    writer(&fs).quiesce().unwrap();
+    let image = scratch.path("image");
+    save(&disk.bytes(), &image);
+    let listing = tool("mtools", "mattrib", &["-i", image.to_str().unwrap(), "::FILE.TXT"]);
+    assert!(
+        listing.split_whitespace().next().is_some_and(|flags| flags.contains('A')) && listing.contains("SHR"),
+        "{listing}"
+    );
+    let listing = tool("mtools", "mdir", &["-a", "-i", image.to_str().unwrap(), "::"]);
+    assert!(listing.contains("2024-02-29") && listing.contains("13:45"), "{listing}");
+}
+
+#[test]
+fn writing_keeps_names_beyond_the_16_bit_plane() {
+    let disk = Disk::by_mkfs(1440, "-F 12");
+    let fs = disk.open();
+    let long = "😀".repeat(127);
+    let names: [&[u8]; 4] = ["😀 emoji".as_bytes(), long.as_bytes(), b"half \xed\xa0\xbd", b"\xed\xb8\x80"];
+    for name in names {
+        writer(&fs).create(fs.root(), name, file()).unwrap();
+    }
+    writer(&fs).quiesce().unwrap();
+    let fresh = disk.open();
+    for name in names {
+        assert!(fresh.lookup(fresh.root(), name).unwrap().is_some());
+    }
+    assert!(matches!(writer(&fs).create(fs.root(), b"\xff", file()), Err(Error::Invalid)));
+}
+
+#[test]
+fn a_device_without_a_writer_makes_a_volume_without_one() {
+    let scratch = Scratch::new();
+    let image = scratch.path("image");
+    mkfs(&image, 1440, "-F 12");
+    let device: Device = Arc::new(imgfs::device::file::HostFile::open(&image).unwrap());
+    assert!((fat::FORMAT.open)(device, &Options::default()).unwrap().writer().is_none());
+}
+
+#[test]
+fn many_threads_write_and_read_side_by_side() {
+    let disk = Disk::by_mkfs(34 << 10, "-F 32 -s 1");
+    let fs = disk.open();
+    let shared = put(&fs, "shared", &vec![0; 1 << 20]);
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let fs = &fs;
+            scope.spawn(move || {
+                let dir = writer(fs).create(fs.root(), format!("thread {thread}").as_bytes(), directory()).unwrap();
+                let mut buf = vec![0; 4096];
+                for i in 0..150u64 {
+                    let name = format!("file number {}", i % 40);
+                    let bytes = pattern(700 + i as usize * 9, thread << 32 | i);
+                    if writer(fs).create(dir, name.as_bytes(), file()).is_err() {
+                        writer(fs).remove(dir, name.as_bytes(), false).unwrap();
+                        continue;
+                    }
+                    let node = fs.lookup(dir, name.as_bytes()).unwrap().unwrap();
+                    writer(fs).write(node, &bytes, 0, NOW).unwrap();
+                    assert!(contents(fs.as_ref(), node).unwrap() == bytes);
+                    let own = (thread * 256 + i % 64) * 1024;
+                    writer(fs).write(shared, &[thread as u8 + 1; 1024], own, NOW).unwrap();
+                    assert_eq!(fs.read(shared, &mut buf[..1024], own).unwrap(), 1024);
+                    assert!(buf[..1024].iter().all(|&byte| byte == thread as u8 + 1));
+                    if i % 50 == 0 {
+                        writer(fs).flush().unwrap();
+                    }
+                    fs.read_dir(fs.root(), 0, &mut |entry| fs.attributes(entry.node).is_ok()).unwrap();
+                }
+            });
+        }
+    });
+    let expected = tree(fs.as_ref());
+    check_volume(&disk, &fs, &expected, &Scratch::new(), true);
+}
+
+/// A device that runs full, as an overlay does.
+struct Filling {
+    disk: Arc<Disk>,
+    left: AtomicU64,
+}
+
+impl BlockDevice for Filling {
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+    fn sector_size(&self) -> u32 {
+        512
+    }
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.disk.read_exact_at(buf, offset)
+    }
+    fn writer(&self) -> Option<&dyn BlockWrite> {
+        Some(self)
+    }
+}
+
+impl BlockWrite for Filling {
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        let taken = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        taken.map_err(|_| Error::NoSpace)?;
+        self.disk.write_all_at(buf, offset)
+    }
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_device_that_runs_full_leaves_a_volume_that_goes_on_when_there_is_room() {
+    let scratch = Scratch::new();
+    for room in 0..40 {
+        let disk = Disk::by_mkfs(1440, "-F 12");
+        let device = Arc::new(Filling { disk: disk.clone(), left: AtomicU64::new(room) });
+        let fs = (fat::FORMAT.open)(device.clone(), &Options::default()).unwrap();
+        let mut expected = Tree::new();
+        for i in 0..30u64 {
+            let path = format!("file {i}");
+            let created = writer(&fs).create(fs.root(), path.as_bytes(), file());
+            if let Ok(node) = created {
+                let bytes = pattern(1000, i);
+                let written = writer(&fs).write(node, &bytes, 0, NOW).is_ok();
+                expected.insert(path, Some(if written { bytes } else { Vec::new() }));
+            }
+            if i % 7 == 0 {
+                writer(&fs).flush().ok();
+            }
+        }
+        device.left.store(u64::MAX, Ordering::Relaxed);
+        check_volume(&disk, &fs, &expected, &scratch, false);
+    }
+}

@@ -53,6 +53,7 @@ impl Fat {
             self.write_removals(state, writer)?;
             writer.flush()?;
         }
+        state.removed_names.clear();
         let mut more = !state.table.cuts.is_empty() || !state.freed.is_empty();
         if more {
             self.write_frees(state, writer)?;

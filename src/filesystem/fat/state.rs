@@ -17,6 +17,8 @@ pub(super) struct State {
     /// Slots that are removed, but still on the disk: by byte position, the directory's key and
     /// the slot.
     pub removed: HashMap<u64, (u32, u32)>,
+    /// Short names, by directory, of removed entries that are still on the disk.
+    pub removed_names: HashSet<(u32, [u8; 11])>,
     /// Runs of clusters (first, count) that are to be freed once nothing on the disk names them.
     pub freed: Vec<(u32, u32)>,
     /// Nodes whose number is not their position.

@@ -389,6 +389,8 @@ impl Fat {
         if let Some((short, case)) = exact {
             (entry.short, entry.case) = (short, case);
         } else {
+            // After a crash there may be entries that were removed here: no chosen name is theirs.
+            let taken = |short: &[u8; 11]| taken(short) || state.removed_names.contains(&(key, *short));
             let seed = self.hasher.hash_one(&units);
             entry.short = Basis::new(self.page, &units).choose(seed, taken).ok_or(Error::NoSpace)?;
             entry.case = 0;
@@ -424,6 +426,7 @@ impl Fat {
     fn unlink(&self, state: &mut State, found: &Found, beside: Option<u64>) -> Result<()> {
         let directory = self.directory(state, found.key)?;
         directory.write().unwrap_or_else(PoisonError::into_inner).remove(&self.hasher, found.slot);
+        state.removed_names.insert((found.key, found.row.short));
         let mut places = Vec::new();
         for slot in found.row.first..=found.slot {
             places.push((slot, self.slot_position(state, found.key, slot)?));
@@ -644,6 +647,7 @@ impl Fat {
             self.insert_row(state, source.key, source.slot, row)?;
             return Ok(false);
         };
+        state.removed_names.insert((source.key, old.short));
         self.put_slots(state, source.key, source.row.first, &slots)?;
         self.insert_row(state, source.key, source.slot, Row { name: name.into(), short: entry.short, ..row })?;
         Ok(true)
@@ -659,6 +663,10 @@ impl Fat {
         name: &[u8],
         entry: &mut Entry,
     ) -> Result<()> {
+        if exact_short(name).is_some_and(|(short, _)| state.removed_names.contains(&(key, short))) {
+            // Were the removed entry of this name still there after a crash, fsck.fat would rename one.
+            self.commit(state)?;
+        }
         let (first, slot, short) = self.link(state, key, name, entry)?;
         let position = self.slot_position(state, key, slot)?;
         self.unlink(state, source, Some(position))?;
