@@ -16,12 +16,15 @@
 //! *Not supported*: double-byte code pages, OS/2 extended attributes (their file is shown as it
 //! is), TFAT, compressed volumes (DoubleSpace).
 
+mod clusters;
 mod commit;
 mod directory;
 mod entry;
 mod free;
 mod geometry;
 mod name;
+mod rename;
+mod rows;
 mod state;
 mod table;
 mod time;
@@ -194,11 +197,16 @@ impl Fat {
     }
 
     fn chain(&self, state: &State, first: u32) -> Result<Arc<Chain>> {
-        self.chains.get_or_make(&first, || {
+        let chain = self.chains.get_or_make(&first, || {
             let chain = self.table.chain(&state.table, first)?;
             let weight = chain.weight();
-            Ok((Arc::new(chain), weight))
-        })
+            Ok::<_, Error>((Arc::new(chain), weight))
+        })?;
+        // The image does not change by itself, but what the host failed to read may be there next time.
+        if matches!(chain.end, End::Broken(Error::Io { .. })) {
+            self.chains.remove(&first);
+        }
+        Ok(chain)
     }
 
     /// Where a directory's slots lie; `key` is its first cluster, 0 for the root.
@@ -239,11 +247,16 @@ impl Fat {
 
     /// A directory, decoded. Damage past its start is kept in it.
     fn directory(&self, state: &State, key: u32) -> Result<Arc<RwLock<Directory>>> {
-        self.directories.get_or_make(&key, || {
+        let directory = self.directories.get_or_make(&key, || {
             let directory = self.decode(state, key)?;
             let weight = directory.weight();
-            Ok((Arc::new(RwLock::new(directory)), weight))
-        })
+            Ok::<_, Error>((Arc::new(RwLock::new(directory)), weight))
+        })?;
+        let failed = matches!(directory.read().unwrap_or_else(PoisonError::into_inner).damage, Some(Error::Io { .. }));
+        if failed {
+            self.directories.remove(&key);
+        }
+        Ok(directory)
     }
 
     fn decode(&self, state: &State, key: u32) -> Result<Directory> {

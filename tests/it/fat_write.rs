@@ -11,7 +11,7 @@ use imgfs::device::{BlockDevice, BlockWrite, Device, check_range};
 use imgfs::error::{Error, Result};
 use imgfs::filesystem::{Changes, FileSystem, FileSystemWrite, Kind, NewNode, NodeId, Options, Timestamp, fat};
 
-use crate::fat::{Scratch, Tree, contents, host_tree, mkfs, node, pattern, tool, tree, try_tool};
+use crate::fat::{Scratch, Tree, contents, host_tree, mkfs, node, pattern, rows, tool, tree, try_tool};
 
 const NOW: Timestamp = Timestamp { seconds: 1_700_000_000, nanoseconds: 0 };
 
@@ -683,7 +683,7 @@ fn writes_that_a_crash_reorders_lose_nothing_either() {
     let flushes: Vec<usize> = (0..events.len()).filter(|&i| matches!(events[i], Event::Flush)).collect();
     let mut random = Random(4711);
     for epoch in flushes.windows(2).filter(|epoch| epoch[1] - epoch[0] > 1) {
-        for _ in 0..6 {
+        for _ in 0..25 {
             // What was not flushed yet reached the medium in part, in any order.
             let mut some: Vec<Event> = events[..=epoch[0]].to_vec();
             some.extend(events[epoch[0] + 1..epoch[1]].iter().filter(|_| random.below(2) == 0).cloned());
@@ -1102,4 +1102,71 @@ fn a_device_that_runs_full_leaves_a_volume_that_goes_on_when_there_is_room() {
         device.left.store(u64::MAX, Ordering::Relaxed);
         check_volume(&disk, &fs, &expected, &scratch, false);
     }
+}
+
+#[test]
+fn changes_of_a_damaged_volume_neither_panic_nor_hang() {
+    let disk = Disk::by_mkfs(200, "-F 12 -s 1");
+    let fs = disk.open();
+    let folder = writer(&fs).create(fs.root(), b"folder", directory()).unwrap();
+    for i in 0..12 {
+        put(&fs, &format!("file number {i}"), &pattern(1500, i));
+        put(&fs, &format!("folder/F{i}"), &pattern(900, i));
+    }
+    writer(&fs).quiesce().unwrap();
+    let (good, _) = (disk.bytes(), folder);
+    for seed in 0..1500 {
+        let mut bytes = good.clone();
+        let mut random = Random((seed + 1u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        for _ in 0..=random.below(5) {
+            // The table and both directories: the first 40 sectors.
+            let at = 512 + random.below(40 * 512);
+            bytes[at] = random.below(256) as u8;
+        }
+        let fs = Disk::new(bytes).open();
+        let w = writer(&fs);
+        let mut all = vec![fs.root()];
+        for folder in [fs.root(), fs.lookup(fs.root(), b"folder").ok().flatten().unwrap_or(fs.root())] {
+            w.create(folder, format!("a new file {seed}").as_bytes(), file())
+                .map(|node| w.write(node, &[1; 3000], 100, NOW))
+                .ok();
+            w.create(folder, b"new folder", directory()).ok();
+            let (rows, _) = rows(fs.as_ref(), folder);
+            for (i, (name, node, kind)) in rows.into_iter().enumerate().take(40) {
+                let size = Some(random.below(5000) as u64);
+                match i % 5 {
+                    0 => drop(w.write(node, &[2; 2000], random.below(3000) as u64, NOW)),
+                    1 => drop(w.set_attributes(node, &Changes { size, ..Changes::default() })),
+                    2 => drop(w.rename(
+                        folder,
+                        &name,
+                        all[random.below(all.len())],
+                        format!("renamed {i}").as_bytes(),
+                        true,
+                    )),
+                    3 => drop(w.remove(folder, &name, kind == Kind::Directory)),
+                    _ => drop(w.flush()),
+                }
+                if kind == Kind::Directory {
+                    all.push(node);
+                }
+            }
+        }
+        w.quiesce().ok();
+        fs.summary();
+    }
+}
+
+#[test]
+fn a_clean_mark_waits_for_files_without_a_name() {
+    let disk = Disk::by_mkfs(1440, "-F 12");
+    let fs = disk.open();
+    let node = put(&fs, "file", &pattern(3000, 1));
+    writer(&fs).opened(node);
+    writer(&fs).remove(fs.root(), b"file", false).unwrap();
+    writer(&fs).quiesce().unwrap();
+    assert_eq!(disk.bytes()[0x25] & 1, 1);
+    assert!(contents(fs.as_ref(), node).unwrap() == pattern(3000, 1));
+    writer(&fs).closed(node);
+    check_volume(&disk, &fs, &Tree::new(), &Scratch::new(), false);
 }

@@ -1,0 +1,133 @@
+//! Chains that grow and shrink.
+
+use std::sync::Arc;
+
+use super::Fat;
+use super::entry::Entry;
+use super::state::State;
+use super::table::{Chain, END_MARK, End};
+use crate::device::mapped::RunList;
+use crate::error::{Error, Result};
+
+impl Fat {
+    /// Takes `count` clusters, chains them, and appends them to the cluster `after`, if that is not 0.
+    /// Nothing has changed when it fails.
+    fn allocate(&self, state: &mut State, after: u32, count: u32) -> Result<Vec<(u32, u32)>> {
+        if after != 0 && state.table.cuts.contains(&after) {
+            // What followed this cluster must be gone from the disk before something else follows it.
+            self.commit(state)?;
+        }
+        if self.free_map(state)?.free() < count {
+            self.commit(state)?;
+        }
+        let map = self.free_map(state)?;
+        if map.free() < count {
+            return Err(Error::NoSpace);
+        }
+        let (mut runs, mut left, mut last) = (Vec::new(), count, after);
+        while left > 0 {
+            let (first, len) = map.take(last, left).ok_or(Error::NoSpace)?;
+            left = left.saturating_sub(len);
+            last = first.saturating_add(len).saturating_sub(1);
+            runs.push((first, len));
+        }
+        let mut last = after;
+        for &(first, len) in &runs {
+            if last != 0 {
+                self.table.set(&mut state.table, last, first)?;
+            }
+            last = first.saturating_add(len).saturating_sub(1);
+            for cluster in first..last {
+                self.table.set(&mut state.table, cluster, cluster.saturating_add(1))?;
+            }
+        }
+        if last != after {
+            self.table.set(&mut state.table, last, END_MARK)?;
+        }
+        Ok(runs)
+    }
+
+    /// Makes the chain of a file or directory at least `len` bytes long. Gives its first cluster.
+    pub(super) fn extend(&self, state: &mut State, first: u32, chain: Arc<Chain>, len: u64) -> Result<u32> {
+        let missing = len.saturating_sub(chain.len);
+        if missing == 0 {
+            return Ok(first);
+        }
+        if let End::Broken(error) = &chain.end {
+            return Err(error.clone());
+        }
+        let size = u64::from(self.geometry.cluster_size);
+        let count = u32::try_from(missing.div_ceil(size)).map_err(|_| Error::NoSpace)?;
+        let runs = self.allocate(state, chain.last, count)?;
+        let key = if first == 0 { runs.first().map_or(0, |&(first, _)| first) } else { first };
+        // Taken out of the cache first, so that the runs need not be copied.
+        self.chains.remove(&key);
+        let mut longer = match first {
+            0 => Chain { runs: RunList::new(u64::MAX), len: 0, last: 0, end: End::Mark(0) },
+            _ => Arc::unwrap_or_clone(chain),
+        };
+        for (first, count) in runs {
+            let at = self.geometry.cluster_offset(first).ok_or(Error::Invalid)?;
+            let len = u64::from(count).saturating_mul(size);
+            if !longer.runs.push(longer.len, at, len) {
+                return Err(Error::Invalid);
+            }
+            longer.len = longer.len.saturating_add(len);
+            longer.last = first.saturating_add(count).saturating_sub(1);
+        }
+        longer.end = End::Mark(self.table.entry_at(longer.last));
+        let weight = longer.weight();
+        self.chains.insert(key, Arc::new(longer), weight);
+        Ok(key)
+    }
+
+    /// Cuts a chain to the clusters that hold its first `len` bytes. Gives its first cluster.
+    pub(super) fn shrink(&self, state: &mut State, first: u32, chain: &Chain, len: u64) -> Result<u32> {
+        let size = u64::from(self.geometry.cluster_size);
+        let kept = len.div_ceil(size).saturating_mul(size);
+        let whole = kept == chain.len && (kept == 0 || matches!(chain.end, End::Mark(_)));
+        if kept > chain.len || whole {
+            return Ok(first);
+        }
+        let mut freed = Vec::new();
+        chain.for_each_run(kept, |at, len| {
+            let count = len.checked_div(size).and_then(|count| u32::try_from(count).ok());
+            freed.extend(self.geometry.cluster_at(at).zip(count));
+        });
+        for &(first, count) in &freed {
+            for cluster in first..first.saturating_add(count) {
+                state.table.cuts.remove(&cluster);
+            }
+        }
+        state.freed.extend(freed);
+        self.chains.remove(&first);
+        if kept == 0 {
+            return Ok(0);
+        }
+        let mut shorter = Chain { runs: RunList::new(u64::MAX), len: 0, last: 0, end: End::Mark(0) };
+        let mut offset = 0;
+        while let Some((at, run)) = chain.place(offset).filter(|_| offset < kept) {
+            let run = run.min(kept.saturating_sub(offset));
+            if !shorter.runs.push(offset, at, run) {
+                return Err(Error::Invalid);
+            }
+            offset = offset.saturating_add(run);
+            shorter.last = self.geometry.cluster_at(at.saturating_add(run).saturating_sub(1)).ok_or(Error::Invalid)?;
+        }
+        shorter.len = offset;
+        shorter.end = End::Mark(self.table.entry_at(shorter.last));
+        state.table.cuts.insert(shorter.last);
+        let weight = shorter.weight();
+        self.chains.insert(first, Arc::new(shorter), weight);
+        Ok(first)
+    }
+
+    /// Frees all clusters of an entry.
+    pub(super) fn free_contents(&self, state: &mut State, entry: &Entry) -> Result<()> {
+        if self.geometry.cluster_offset(entry.cluster).is_some() {
+            let chain = self.chain(state, entry.cluster)?;
+            self.shrink(state, entry.cluster, &chain, 0)?;
+        }
+        Ok(())
+    }
+}
