@@ -10,11 +10,16 @@
 //!                                        +- Companions::open_disk  parents, each through all of this again
 //! ```
 
+mod cue;
+mod disc;
+mod files;
 mod parallels;
 mod qcow;
 mod qcow2;
+mod rawcd;
 mod split;
 mod table;
+mod toc;
 mod unpack;
 mod vdi;
 mod vhd;
@@ -102,6 +107,11 @@ pub const FORMATS: &[ContainerFormat] = &[
     vdi::FORMAT,
     // A fixed VHD has only a footer; what stands before it is the guest's and could look like anything.
     vhd::FORMAT,
+    // Texts that describe a disc, known by their first words; then the sync pattern of raw sectors,
+    // which no boot sector begins with.
+    cue::FORMAT,
+    toc::FORMAT,
+    rawcd::FORMAT,
     // A tar around a VMDK; its magic number is at byte 257, where a boot sector has code.
     vmdk::OVA,
 ];
