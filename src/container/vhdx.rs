@@ -51,10 +51,10 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     let mut device = file.clone();
     if header.log_guid != NO_GUID {
         let replayed = log::replay(file.clone(), &header)?;
-        notes.push(format!(
-            "the image was not closed properly: {} entries of its log were replayed in memory",
-            replayed.1
-        ));
+        notes.push(match replayed.1 {
+            0 => "the image was not closed properly: its log holds no valid entry to replay".to_owned(),
+            count => format!("the image was not closed properly: {count} entries of its log were replayed in memory"),
+        });
         device = replayed.0;
     }
     let regions = Regions::read(device.as_ref())?;

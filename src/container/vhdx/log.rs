@@ -39,8 +39,9 @@ pub(super) fn replay(file: Device, header: &Header) -> Result<(Device, usize)> {
     let len = usize::try_from(header.log_len).map_err(|_| corrupt())?;
     let log = Log { bytes: read_vec(file.as_ref(), header.log_at, len)?, at: header.log_at, guid: header.log_guid };
     let entries = log.entries()?;
-    let sequence = log.active(&entries).ok_or_else(corrupt)?;
-    let head = sequence.last().ok_or_else(corrupt)?;
+    let sequence = log.active(&entries).unwrap_or_default();
+    // Entries are on disk before what they describe is changed: without a valid one nothing was.
+    let Some(head) = sequence.last() else { return Ok((file, 0)) };
     if head.flushed_size > file.size() {
         return Err(Error::corrupt(FORMAT.name, "log (the file was longer when it was written)", header.log_at));
     }
