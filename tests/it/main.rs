@@ -1,5 +1,6 @@
 //! Tests that need other tools: what they made is read here, and what they say is compared.
 
+mod containers;
 mod ext;
 mod fat;
 mod fat_write;
