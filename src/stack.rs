@@ -176,6 +176,13 @@ impl Image {
         Forest::new(&branches, self.main_part().map(|part| part.name.as_str()), self.modified)
     }
 
+    /// How to open the base of this image's overlay alone: with the format that it was first seen to have.
+    pub fn base_options(&self) -> Options {
+        let format = Some(self.container.format.to_owned());
+        let defaults = Options::default();
+        Options { container: container::Options { format, ..defaults.container.clone() }, ..defaults }
+    }
+
     /// The overlay, everything else closed; `None` without one, or while something else holds it.
     pub fn into_overlay(self) -> Option<Overlay> {
         let overlay = self.overlay.clone();
@@ -220,12 +227,36 @@ impl Part {
     }
 }
 
-/// Opens an overlay with the base that it names.
-pub fn open_overlay(path: &Path, options: overlay::Options) -> Result<Overlay> {
-    let base = overlay::base_reference(path)?.path;
+/// Opens an overlay with its base: the one given, or the one that it names. A name that leads out of
+/// the overlay's own folder is not followed, as a file from a stranger could name any.
+pub fn open_overlay(path: &Path, base: Option<&Path>, options: overlay::Options) -> Result<Overlay> {
+    open_with_base(path, base, options)?.into_overlay().ok_or(Error::Invalid)
+}
+
+/// As [`open_overlay`], with everything that is in the disk.
+pub fn open_with_base(path: &Path, base: Option<&Path>, options: overlay::Options) -> Result<Image> {
+    let base = base_of(path, base)?;
     let writing = Some(Writing::Overlay(path.to_owned(), options));
-    let image = Image::open(&base, &Options { writing, ..Options::default() })?;
-    image.into_overlay().ok_or(Error::Invalid)
+    Image::open(&base, &Options { writing, ..Options::default() })
+}
+
+/// The base of an overlay: the one given, or the one that it names beside itself.
+pub fn base_of(path: &Path, base: Option<&Path>) -> Result<PathBuf> {
+    if let Some(base) = base {
+        return Ok(base.to_owned());
+    }
+    let reference = overlay::base_reference(path)?;
+    let folder = |path: &Path| {
+        path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent }.canonicalize())
+    };
+    match (folder(path), folder(&reference.path)) {
+        (Some(Ok(own)), Some(Ok(other))) if own == other => Ok(reference.path),
+        _ => {
+            let named = crate::text::printable(reference.path.as_os_str().as_encoded_bytes());
+            let why = std::io::Error::new(std::io::ErrorKind::PermissionDenied, "not beside it: name it with --base");
+            Err(Error::io(format!("{}: its base is {named}", path.display()), why))
+        }
+    }
 }
 
 impl Options {

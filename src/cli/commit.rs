@@ -2,16 +2,15 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
-use imgfs::device::overlay;
-use imgfs::stack::open_overlay;
+use anyhow::Result;
 
+use super::options::OverlayArgs;
 use super::{Outcome, progress};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The overlay
-    overlay: PathBuf,
+    #[command(flatten)]
+    overlay: OverlayArgs,
     /// Write base and overlay as a new image
     #[arg(short, value_name = "NEW.img", required_unless_present = "in_place", conflicts_with = "in_place")]
     output: Option<PathBuf>,
@@ -21,9 +20,6 @@ pub struct Args {
     /// Write the changes into the base itself, and empty the overlay. The only command that changes an image
     #[arg(long)]
     in_place: bool,
-    /// Take a base that has changed since the overlay was made
-    #[arg(long)]
-    force_base: bool,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -33,8 +29,7 @@ enum Format {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
-    let options = overlay::Options { force: args.force_base, ..overlay::Options::default() };
-    let overlay = open_overlay(&args.overlay, options).with_context(|| args.overlay.display().to_string())?;
+    let overlay = args.overlay.open(!args.in_place)?;
     progress::with_bar(|progress| match (&args.output, args.format) {
         (Some(output), Format::Raw) => overlay.commit_to_raw(output, progress),
         (Some(output), Format::Qcow2) => overlay.commit_to_qcow2(output, progress),
@@ -46,15 +41,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
 /// The words of `imgfs discard`.
 #[derive(clap::Args)]
 pub struct DiscardArgs {
-    /// The overlay: its changes are lost
-    overlay: PathBuf,
-    /// Take a base that has changed since the overlay was made
-    #[arg(long)]
-    force_base: bool,
+    #[command(flatten)]
+    overlay: OverlayArgs,
 }
 
 pub fn discard(args: &DiscardArgs) -> Result<Outcome> {
-    let options = overlay::Options { force: args.force_base, ..overlay::Options::default() };
-    open_overlay(&args.overlay, options).with_context(|| args.overlay.display().to_string())?.discard()?;
+    args.overlay.open(false)?.discard()?;
     Ok(Outcome::Complete)
 }

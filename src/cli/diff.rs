@@ -2,20 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use imgfs::device::overlay::{self, Overlay};
-use imgfs::device::{BlockDevice, overlay::base_reference};
+use imgfs::device::BlockDevice;
+use imgfs::device::overlay::Overlay;
 use imgfs::filesystem::{Attributes, FileSystem, Kind, NodeId};
 use imgfs::forest::Forest;
-use imgfs::stack::{Image, Options, Writing, open_overlay};
+use imgfs::stack::{self, Image};
 use imgfs::text::printable;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::Outcome;
 use super::cat::each_piece;
+use super::options::OverlayArgs;
 use super::walk::{self, Row, Step};
 
 #[derive(clap::Args)]
@@ -29,11 +29,8 @@ pub struct Args {
     /// One object, shape "imgfs-diff-1"
     #[arg(long)]
     json: bool,
-    /// Take a base that has changed since the overlay was made
-    #[arg(long)]
-    force_base: bool,
-    /// The overlay
-    overlay: PathBuf,
+    #[command(flatten)]
+    overlay: OverlayArgs,
 }
 
 /// A run of sectors that differ.
@@ -52,21 +49,19 @@ enum Change {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
-    let options = overlay::Options { force: args.force_base, ..overlay::Options::default() };
     let mut outcome = Outcome::Complete;
     let mut runs = Vec::new();
     let mut sector_size = 512;
     if !args.files {
-        let overlay = open_overlay(&args.overlay, options).with_context(|| args.overlay.display().to_string())?;
+        let overlay = args.overlay.open(true)?;
         sector_size = u64::from(overlay.sector_size());
         runs = sectors(&overlay)?;
     }
     let mut changes = BTreeMap::new();
     if !args.sectors {
-        let base = base_reference(&args.overlay)?.path;
-        let before = Image::open(&base, &Options::default())?;
-        let writing = Some(Writing::Overlay(args.overlay.clone(), options));
-        let after = Image::open(&base, &Options { writing, ..Options::default() })?;
+        let (path, base) = (&args.overlay.overlay, args.overlay.base.as_deref());
+        let after = stack::open_with_base(path, base, args.overlay.options(true))?;
+        let before = Image::open(&stack::base_of(path, base)?, &after.base_options())?;
         changes = files(&before.forest(), &after.forest(), &mut outcome)?;
     }
     let mut out = std::io::stdout().lock();

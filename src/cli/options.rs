@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use imgfs::device::overlay;
+use imgfs::device::overlay::{self, Overlay};
 use imgfs::stack::{self, Writing};
 
 /// Everything that `-o` can say.
@@ -51,7 +51,7 @@ impl WritingArgs {
     /// What the flags and `-o rw` ask for; `None` when nothing is to be written.
     pub fn parse(&self, image: &Path, read_write: bool) -> Result<Option<Writing>> {
         let max_size = self.overlay_max.as_deref().map(size).transpose().context("--overlay-max")?;
-        let options = overlay::Options { max_size, force: self.force_base };
+        let options = overlay::Options { max_size, force: self.force_base, read_only: false };
         if self.snapshot {
             return Ok(Some(Writing::Snapshot(std::env::temp_dir(), options)));
         }
@@ -60,6 +60,32 @@ impl WritingArgs {
         }
         let path = self.overlay.clone().unwrap_or_else(|| beside(image));
         Ok(Some(Writing::Overlay(std::path::absolute(path)?, options)))
+    }
+}
+
+/// An overlay and its base, as the verbs name them.
+#[derive(clap::Args, Debug, Clone)]
+pub struct OverlayArgs {
+    /// The overlay
+    pub overlay: PathBuf,
+    /// Its base, when that does not lie beside it
+    #[arg(long, value_name = "IMAGE")]
+    pub base: Option<PathBuf>,
+    /// Take a base that has changed since the overlay was made
+    #[arg(long)]
+    pub force_base: bool,
+}
+
+impl OverlayArgs {
+    /// How the overlay is opened: only to look at it, or to change it.
+    pub fn options(&self, read_only: bool) -> overlay::Options {
+        overlay::Options { force: self.force_base, read_only, ..overlay::Options::default() }
+    }
+
+    /// Opens it.
+    pub fn open(&self, read_only: bool) -> Result<Overlay> {
+        let opened = stack::open_overlay(&self.overlay, self.base.as_deref(), self.options(read_only));
+        opened.with_context(|| self.overlay.display().to_string())
     }
 }
 

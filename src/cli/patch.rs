@@ -5,24 +5,24 @@ use std::io::{BufReader, BufWriter};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use imgfs::device::overlay::{self, apply_patch};
-use imgfs::stack::{Image, Options, open_overlay};
+use imgfs::device::overlay::apply_patch;
+use imgfs::stack::{Image, Options};
 
 use super::Outcome;
-use super::options::WritingArgs;
+use super::options::{OverlayArgs, WritingArgs};
 
 /// The words of `imgfs export`.
 #[derive(clap::Args)]
 pub struct ExportArgs {
-    /// The overlay
-    overlay: PathBuf,
+    #[command(flatten)]
+    overlay: OverlayArgs,
     /// The patch to be written: a new file
     #[arg(long, value_name = "FILE")]
     patch: PathBuf,
 }
 
 pub fn export(args: &ExportArgs) -> Result<Outcome> {
-    let overlay = open_overlay(&args.overlay, overlay::Options::default())?;
+    let overlay = args.overlay.open(true)?;
     let name = || args.patch.display().to_string();
     let mut out = BufWriter::new(File::create_new(&args.patch).with_context(name)?);
     let summary = match overlay.export_patch(&mut out) {

@@ -111,7 +111,10 @@ pub(crate) fn contents(fs: &dyn FileSystem, node: NodeId) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-pub(crate) fn rows(fs: &dyn FileSystem, dir: NodeId) -> (Vec<(Vec<u8>, NodeId, Kind)>, Result<()>) {
+/// A row of a directory: name, node, kind.
+pub(crate) type Row = (Vec<u8>, NodeId, Kind);
+
+pub(crate) fn rows(fs: &dyn FileSystem, dir: NodeId) -> (Vec<Row>, Result<()>) {
     let mut rows = Vec::new();
     let result = fs.read_dir(dir, 0, &mut |entry| {
         rows.push((entry.name.into_owned(), entry.node, entry.kind));
