@@ -52,22 +52,33 @@ pub struct Statistics {
 impl<K: Hash + Eq + Clone, V: Clone> Cache<K, V> {
     /// A cache that keeps values of at most `max_weight` in all (bytes, where weights are bytes).
     pub fn new(max_weight: u64) -> Self {
+        Self::with_shards(max_weight, SHARDS)
+    }
+
+    /// As [`Cache::new`], for values that weigh up to about `heavy` each: as many shards as such
+    /// values fit, because every shard keeps one however heavy it is.
+    pub fn for_heavy(max_weight: u64, heavy: u64) -> Self {
+        let fit = max_weight.checked_div(heavy).and_then(|fit| usize::try_from(fit).ok());
+        Self::with_shards(max_weight, fit.unwrap_or(SHARDS).clamp(1, SHARDS))
+    }
+
+    fn with_shards(max_weight: u64, shards: usize) -> Self {
         let shard = || Shard {
             state: Mutex::new(State { ready: LruCache::unbounded(), weight: 0, pending: HashSet::new() }),
             made: Condvar::new(),
         };
         Self {
-            shards: (0..SHARDS).map(|_| shard()).collect(),
+            shards: (0..shards).map(|_| shard()).collect(),
             hasher: RandomState::new(),
-            max_weight: max_weight.div_ceil(SHARDS as u64),
+            max_weight: max_weight.div_ceil(shards as u64),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
         }
     }
 
     fn shard(&self, key: &K) -> &Shard<K, V> {
-        let index = (self.hasher.hash_one(key) >> 32) as usize % SHARDS;
-        #[allow(clippy::indexing_slicing, reason = "the index is below SHARDS, the vector's length")]
+        let index = ((self.hasher.hash_one(key) >> 32) as usize).checked_rem(self.shards.len()).unwrap_or(0);
+        #[allow(clippy::indexing_slicing, reason = "the index is below the vector's length, which is not zero")]
         &self.shards[index]
     }
 
@@ -187,6 +198,15 @@ mod tests {
         let cache: Cache<u64, u64> = Cache::new(1 << 20);
         assert_eq!(cache.get_or_make(&1, || Err("no")), Err("no"));
         assert_eq!(cache.get_or_make(&1, || Ok::<_, &str>((5, 1))), Ok(5));
+    }
+
+    #[test]
+    fn heavy_values_are_few() {
+        let cache: Cache<u64, u64> = Cache::for_heavy(250, 100);
+        for key in 0..100 {
+            cache.insert(key, key, 100);
+        }
+        assert!(cache.statistics().weight <= 250);
     }
 
     #[test]

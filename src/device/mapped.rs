@@ -230,6 +230,11 @@ impl Mapped {
         Self { mapping, data, parent, units: Cache::new(cache_size), sector_size }
     }
 
+    /// For units of up to about `unit_size` bytes that are a good part of `cache_size`: fewer are kept.
+    pub fn with_large_units(self, cache_size: u64, unit_size: u64) -> Self {
+        Self { units: Cache::for_heavy(cache_size, unit_size), ..self }
+    }
+
     /// What the cache of unpacked units did.
     pub fn statistics(&self) -> Statistics {
         self.units.statistics()
