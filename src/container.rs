@@ -13,6 +13,9 @@
 mod cue;
 mod disc;
 mod files;
+mod bz2;
+mod compressed;
+mod gz;
 mod parallels;
 mod qcow;
 mod qcow2;
@@ -25,8 +28,11 @@ mod vdi;
 mod vhd;
 mod vhdx;
 mod vmdk;
+mod xz;
+mod zst;
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -45,6 +51,33 @@ pub struct Options {
     pub snapshot: Option<String>,
     /// Bound on the decoded units that a container keeps, bytes.
     pub cache_size: u64,
+    /// Refuses what needs a spool: a temporary file for images that unpack only from their start.
+    pub no_spool: bool,
+    /// Bound on the bytes of such a spool; 64 GiB when `None`. Zeros are not counted.
+    pub spool_max: Option<u64>,
+    /// Where indexes are kept and spools are made; `$XDG_CACHE_HOME/imgfs` or `~/.cache/imgfs` when `None`.
+    pub cache_folder: Option<PathBuf>,
+    /// Told about work that takes long.
+    pub progress: Option<Progress>,
+}
+
+/// A hook that is told how far an image is read or unpacked: what is done, bytes, bytes in all.
+/// Called from any thread, often; it must return at once.
+#[derive(Clone)]
+pub struct Progress(pub Arc<dyn Fn(&'static str, u64, u64) + Send + Sync>);
+
+impl fmt::Debug for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Progress")
+    }
+}
+
+impl Options {
+    fn report(&self, what: &'static str, done: u64, total: u64) {
+        if let Some(Progress(hook)) = &self.progress {
+            hook(what, done, total);
+        }
+    }
 }
 
 /// A container that was opened.
@@ -112,6 +145,12 @@ pub const FORMATS: &[ContainerFormat] = &[
     cue::FORMAT,
     toc::FORMAT,
     rawcd::FORMAT,
+    // Compressed disks: short magic numbers at the start, so after all that a trailer or a longer
+    // number tells; the other formats are then tried on the disk that comes out.
+    xz::FORMAT,
+    zst::FORMAT,
+    gz::FORMAT,
+    bz2::FORMAT,
     // A tar around a VMDK; its magic number is at byte 257, where a boot sector has code.
     vmdk::OVA,
 ];
