@@ -10,11 +10,11 @@
 //!                                        +- Companions::open_disk  parents, each through all of this again
 //! ```
 
+mod bz2;
+mod compressed;
 mod cue;
 mod disc;
 mod files;
-mod bz2;
-mod compressed;
 mod gz;
 mod parallels;
 mod qcow;
@@ -33,7 +33,9 @@ mod zst;
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::fs::Metadata;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -271,7 +273,13 @@ impl Companions for Folder<'_> {
 /// Opens the container in a host file and gives the disk inside.
 pub fn open(path: &Path, options: &Options) -> Result<Opened> {
     let device: Device = Arc::new(HostFile::open(path)?);
-    open_device(device, &Folder { path, options, depth: 0 }, options)
+    let mut opened = open_device(device.clone(), &Folder { path, options, depth: 0 }, options)?;
+    opened.add("file size", format!("{} bytes", device.size()));
+    if let Some(metadata) = device.host_file().and_then(|span| span.file.metadata().ok()).filter(Metadata::is_file) {
+        // The unit of st_blocks is 512 bytes on every file system.
+        opened.add("room on the host", format!("{} bytes", metadata.blocks().saturating_mul(512)));
+    }
+    Ok(opened)
 }
 
 fn open_device(device: Device, companions: &dyn Companions, options: &Options) -> Result<Opened> {

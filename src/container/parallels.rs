@@ -64,7 +64,6 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
         file_size: file.size(),
         size,
     };
-    let file_size = file.size();
     let mut opened =
         Opened::new(FORMAT.name, Arc::new(Mapped::new(Arc::new(clusters), file, None, 512, options.cache_size)));
     opened.add("version", if &magic == IN_SECTORS { "2 (WithoutFreeSpace)" } else { "2 (WithouFreSpacExt)" });
@@ -72,7 +71,6 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
     opened.add("cluster size", format!("{cluster_size} bytes"));
     let (heads, cylinders) = (record.le32(20)?, record.le32(24)?);
     opened.add("geometry", format!("{cylinders} cylinders, {heads} heads"));
-    opened.add("file size", format!("{file_size} bytes"));
     if record.le32(44)? == IN_USE {
         opened.notes.push("the image is marked as in use: it was not closed properly".to_owned());
     }

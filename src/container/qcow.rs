@@ -44,7 +44,6 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
         file: file.clone(),
     };
     let parent = backing.as_ref().map(|(_, parent)| parent.disk.clone());
-    let file_size = file.size();
     let disk = Arc::new(Mapped::new(Arc::new(clusters), file, parent, 512, options.cache_size));
     let mut opened = Opened::new(FORMAT.name, disk);
     opened.add("version", 1);
@@ -55,7 +54,6 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
         opened.add("backing file", printable(name));
         opened.add_parent(Path::new(OsStr::from_bytes(name)), parent);
     }
-    opened.add("file size", format!("{file_size} bytes"));
     Ok(opened)
 }
 

@@ -51,7 +51,6 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
         size: header.size,
     };
     let below = parent.as_ref().map(|(_, parent)| parent.disk.clone());
-    let file_size = file.size();
     let disk = Arc::new(Mapped::new(Arc::new(blocks), file, below, 512, options.cache_size));
     let mut opened = Opened::new(FORMAT.name, disk);
     opened.add("type", header.kind.name());
@@ -68,7 +67,6 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
         opened.add("parent UUID", guid(header.parent_uuid));
         opened.add_parent(name, parent);
     }
-    opened.add("file size", format!("{file_size} bytes"));
     Ok(opened)
 }
 

@@ -71,7 +71,6 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
         Kind::Dynamic | Kind::Differencing => open_sparse(file.clone(), &footer, companions, options)?,
     };
     footer.describe(&mut opened);
-    opened.add("file size", format!("{} bytes", file.size()));
     opened.notes.extend(notes);
     Ok(opened)
 }

@@ -83,7 +83,6 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     if let Some((name, parent)) = &parent {
         opened.add_parent(name, parent);
     }
-    opened.add("file size", format!("{} bytes", file.size()));
     opened.notes.extend(notes);
     Ok(opened)
 }

@@ -283,6 +283,7 @@ fn a_sparse_disk_of_192_mib_is_told_from_its_holes() {
     scratch.write("base.raw", &bytes);
     scratch.sh("qemu-img convert -O qcow2 base.raw image");
     let opened = assert_image(&scratch.path("image"), "qcow2", &bytes);
+    assert!(opened.fact("file size").is_some() && opened.fact("room on the host").is_some());
     let (mut at, mut stored) = (0, 0);
     while at < opened.disk.size() {
         let extent = opened.disk.extent(at).unwrap();
@@ -446,6 +447,22 @@ fn a_dirty_qcow2_is_noted_and_a_corrupt_or_encrypted_one_refused() {
         qemu-img create -q --object secret,id=s,data=x -f qcow2 -o encrypt.format=aes,encrypt.key-secret=s aes 1M");
     assert!(refusal(&scratch.path("luks")).contains("LUKS encryption"));
     assert!(refusal(&scratch.path("aes")).contains("AES encryption"));
+}
+
+#[test]
+fn a_cluster_that_the_file_ends_in_is_filled_up_with_zeros() {
+    let scratch = Scratch::new();
+    scratch
+        .sh("qemu-img create -q -f qcow2 whole 4M; qemu-io -f qcow2 -c 'write -P 7 1M 64k' -c 'write -P 9 3M 3k' whole
+        cp whole short; truncate -s -20k short; cp whole cut; truncate -s -80k cut");
+    let expected = scratch.oracle("whole", "qcow2");
+    assert_image(&scratch.path("short"), "qcow2", &expected);
+    // A cluster that is not there at all is an error of that cluster alone.
+    let cut = open(&scratch.path("cut"), &options()).unwrap().disk;
+    let mut buf = [0; 3072];
+    assert!(matches!(cut.read_exact_at(&mut buf, 3 * MIB), Err(Error::Corrupt { .. })));
+    cut.read_exact_at(&mut buf, MIB).unwrap();
+    assert_eq!(buf, [7; 3072]);
 }
 
 #[test]

@@ -35,7 +35,6 @@ pub(super) struct Header {
     dirty: bool,
     lazy_refcounts: bool,
     bitmaps: bool,
-    file_size: u64,
 }
 
 impl Header {
@@ -89,7 +88,6 @@ impl Header {
             dirty: incompatible & DIRTY != 0,
             lazy_refcounts: compatible & LAZY_REFCOUNTS != 0,
             bitmaps: extensions.bitmaps,
-            file_size: device.size(),
         })
     }
 
@@ -134,7 +132,6 @@ impl Header {
         if self.dirty {
             opened.notes.push("the dirty bit is set: the image was not closed properly".to_owned());
         }
-        opened.add("file size", format!("{} bytes", self.file_size));
     }
 }
 
