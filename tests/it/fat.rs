@@ -864,6 +864,25 @@ fn what_follows_the_end_of_a_directory_is_not_in_it() {
 }
 
 #[test]
+fn a_boot_sector_of_the_atari_st_is_read() {
+    // A branch of the 68000, a serial number where others have their name, no 55 AA.
+    let mut volume = Patched::fat16();
+    volume.put(0, &[0x60, 0x1c]).put(2, b"Loader").put(8, &[0x12, 0x34, 0x56]).put(0x26, &[0; 24]).put(510, &[0, 0]);
+    let fs = volume.open();
+    assert_eq!(names(fs.as_ref()), ALL);
+    let summary = fs.summary();
+    assert_eq!((summary.uuid, summary.label), (None, None));
+}
+
+#[test]
+fn the_attribute_handle_of_os2_is_not_part_of_the_cluster() {
+    let mut volume = Patched::fat16();
+    let at = volume.entry(b"HELLO   TXT");
+    let fs = volume.put(at + 20, &[0x12, 0x34]).open();
+    assert_eq!(contents(fs.as_ref(), node(fs.as_ref(), "HELLO.TXT")).unwrap(), pattern(3000, 1));
+}
+
+#[test]
 fn a_medium_error_in_the_first_table_is_read_from_the_second() {
     struct Failing(Memory, std::ops::Range<u64>);
     impl BlockDevice for Failing {
