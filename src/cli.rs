@@ -6,6 +6,7 @@ mod cp;
 mod create;
 mod diff;
 mod edit;
+mod generate;
 mod info;
 mod ls;
 mod manifest;
@@ -75,6 +76,10 @@ enum Command {
     Export(patch::ExportArgs),
     /// Apply a patch
     Apply(patch::ApplyArgs),
+    /// Write the man pages
+    Manual(generate::ManualArgs),
+    /// Write the completions of a shell
+    Completions(generate::CompletionsArgs),
     /// One row a node: path, type, size, SHA-256
     Manifest(manifest::Args),
 }
@@ -108,6 +113,8 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Discard(args) => commit::discard(&args),
         Command::Export(args) => patch::export(&args),
         Command::Apply(args) => patch::apply(&args),
+        Command::Manual(args) => generate::manual(&args),
+        Command::Completions(args) => generate::completions(&args),
         Command::Manifest(args) => manifest::run(&args),
     };
     match result {
