@@ -139,6 +139,7 @@ pub const FORMATS: &[ContainerFormat] = &[
     vhdx::FORMAT,
     vmdk::FORMAT,
     parallels::FORMAT,
+    parallels::BUNDLE,
     vdi::FORMAT,
     // A fixed VHD has only a footer; what stands before it is the guest's and could look like anything.
     vhd::FORMAT,
@@ -270,8 +271,11 @@ impl Companions for Folder<'_> {
     }
 }
 
-/// Opens the container in a host file and gives the disk inside.
+/// Opens the container in a host file and gives the disk inside. A folder that is one disk (a
+/// Parallels `.hdd` bundle) is opened through the file in it that describes it.
 pub fn open(path: &Path, options: &Options) -> Result<Opened> {
+    let described = path.join("DiskDescriptor.xml");
+    let path = if described.is_file() { described.as_path() } else { path };
     let device: Device = Arc::new(HostFile::open(path)?);
     let mut opened = open_device(device.clone(), &Folder { path, options, depth: 0 }, options)?;
     opened.add("file size", format!("{} bytes", device.size()));

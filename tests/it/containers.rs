@@ -579,6 +579,44 @@ fn a_forced_format_is_not_probed() {
     assert!(forced("qcow2").is_ok());
 }
 
+#[test]
+fn a_parallels_bundle_lays_its_images_over_each_other() {
+    let scratch = Scratch::new();
+    let (one, two) = (disk(4 * MIB), disk(3 * MIB));
+    scratch.write("one.raw", &one);
+    scratch.write("two.raw", &two);
+    // Parts of 4 and 3 MiB; over the first one an image whose first and third MiB are its own.
+    scratch.sh("mkdir d.hdd; qemu-img convert -O parallels one.raw d.hdd/a.hds; cp two.raw d.hdd/b.hds
+        for n in a b; do qemu-img create -q -f parallels d.hdd/$n.top.hds 4M; done
+        qemu-io -f parallels -c 'write -P 5 0 1M' -c 'write -P 6 2M 1M' d.hdd/a.top.hds");
+    let (base, top) = ("{11111111-0000-0000-0000-000000000000}", "{5fbaabe3-6958-40ff-92a7-860e329aab41}");
+    let image = |guid: &str, kind: &str, file: &str| {
+        format!("<Image><GUID>{guid}</GUID><Type>{kind}</Type><File>{file}</File></Image>")
+    };
+    let storage = |start: u64, end: u64, kind: &str, name: &str| {
+        let images = image(base, kind, &format!("{name}.hds")) + &image(top, "Compressed", &format!("{name}.top.hds"));
+        format!("<Storage><Start>{start}</Start><End>{end}</End><Blocksize>2048</Blocksize>{images}</Storage>")
+    };
+    let text = format!(
+        "<?xml version='1.0' encoding='UTF-8'?>\n<Parallels_disk_image Version=\"1.0\"><StorageData>{}{}</StorageData>\
+         <Snapshots><Shot><GUID>{top}</GUID><ParentGUID>{base}</ParentGUID></Shot><Shot><GUID>{base}</GUID>\
+         <ParentGUID>{{00000000-0000-0000-0000-000000000000}}</ParentGUID></Shot></Snapshots></Parallels_disk_image>",
+        storage(0, 4 * 2048, "Compressed", "a"),
+        storage(4 * 2048, 7 * 2048, "Plain", "b"),
+    );
+    let descriptor = scratch.write("d.hdd/DiskDescriptor.xml", text.as_bytes());
+    let old = [one.clone(), two].concat();
+    let mut new = old.clone();
+    new[..MIB as usize].fill(5);
+    new[2 * MIB as usize..3 * MIB as usize].fill(6);
+    assert_image(&descriptor, "parallels-bundle", &new);
+    assert_disk("the folder", open(&scratch.path("d.hdd"), &options()).unwrap().disk.as_ref(), &new);
+    let then = Options { snapshot: Some(base.to_owned()), ..options() };
+    assert_disk("the snapshot", open(&descriptor, &then).unwrap().disk.as_ref(), &old);
+    std::fs::remove_file(scratch.path("d.hdd/a.hds")).unwrap();
+    assert!(refusal(&descriptor).contains("a.hds"));
+}
+
 /// Images whose truth was taken with a tool that is wrong about them: path, right hash, reason.
 const CORPUS_EXCEPTIONS: [(&str, &str); 1] = [(
     // libvhdi 20210425 reads zeros from sector 186, whose bit in the bitmap is 0: the parent has it.

@@ -165,7 +165,7 @@ fn damaged_images_are_answered_in_bounded_memory() {
     scratch.write("vmdk-se", &se_sparse(&bytes));
     let this = std::env::current_exe().unwrap();
     let script = format!(
-        "ulimit -v {MEMORY}; exec timeout 100 '{}' --exact --ignored --nocapture containers::damage::damaged_images",
+        "ulimit -v {MEMORY}; exec timeout 300 '{}' --exact --ignored --nocapture containers::damage::damaged_images",
         this.display()
     );
     let output = Command::new("bash").args(["-c", &script]).env(FOLDER, &scratch.0).output().unwrap();
