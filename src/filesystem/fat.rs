@@ -198,7 +198,7 @@ impl Fat {
 
     fn chain(&self, state: &State, first: u32) -> Result<Arc<Chain>> {
         let chain = self.chains.get_or_make(&first, || {
-            let chain = self.table.chain(&state.table, first)?;
+            let chain = self.table.chain(&state.table, first);
             let weight = chain.weight();
             Ok::<_, Error>((Arc::new(chain), weight))
         })?;

@@ -821,6 +821,22 @@ fn a_file_does_not_grow_past_4_gib_or_past_the_volume() {
 }
 
 #[test]
+fn a_file_that_grows_by_much_is_all_zeros_or_as_it_was() {
+    let disk = Disk::by_mkfs(100 << 10, "-F 16 -s 4");
+    let fs = disk.open();
+    let node = put(&fs, "file", b"contents");
+    let grow = |size| writer(&fs).set_attributes(node, &Changes { size: Some(size), ..Changes::default() });
+    assert!(matches!(grow(120 << 20), Err(Error::NoSpace)));
+    assert!(matches!(writer(&fs).write(node, b"end", 105 << 20, NOW), Err(Error::NoSpace)));
+    assert_eq!(get(&fs, "file"), b"contents");
+    writer(&fs).write(node, b"end", 90 << 20, NOW).unwrap();
+    let mut expected = b"contents".to_vec();
+    expected.resize(90 << 20, 0);
+    expected.extend(b"end");
+    check_volume(&disk, &fs, &Tree::from([("file".to_owned(), Some(expected))]), &Scratch::new(), true);
+}
+
+#[test]
 fn a_fixed_root_fills_up_and_a_folder_grows() {
     let disk = Disk::by_mkfs(1440, "-F 12 -r 32");
     let fs = disk.open();
@@ -1200,7 +1216,8 @@ fn a_clean_mark_waits_for_files_without_a_name() {
 fn random_changes_and_a_crash_lose_nothing_that_was_synced() {
     const FOLDERS: [&str; 3] = ["", "folder with a long name/", "d/"];
     let scratch = Scratch::new();
-    for seed in 1..=3u64 {
+    let seeds = std::env::var("IMGFS_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(3u64);
+    for seed in 1..=seeds {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let kind = ["-F 12 -s 1", "-F 16 -s 1", "-F 12 -s 4"][seed as usize % 3];
         let mut crash = Crash::new(Disk::by_mkfs(if seed % 3 == 1 { 2200 } else { 1000 }, kind));

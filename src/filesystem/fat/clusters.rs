@@ -6,7 +6,6 @@ use super::Fat;
 use super::entry::Entry;
 use super::state::State;
 use super::table::{Chain, END_MARK, End};
-use crate::device::mapped::RunList;
 use crate::error::{Error, Result};
 
 impl Fat {
@@ -62,18 +61,12 @@ impl Fat {
         let key = if first == 0 { runs.first().map_or(0, |&(first, _)| first) } else { first };
         // Taken out of the cache first, so that the runs need not be copied.
         self.chains.remove(&key);
-        let mut longer = match first {
-            0 => Chain { runs: RunList::new(u64::MAX), len: 0, last: 0, end: End::Mark(0) },
-            _ => Arc::unwrap_or_clone(chain),
-        };
+        let mut longer = if first == 0 { Chain::empty() } else { Arc::unwrap_or_clone(chain) };
         for (first, count) in runs {
             let at = self.geometry.cluster_offset(first).ok_or(Error::Invalid)?;
-            let len = u64::from(count).saturating_mul(size);
-            if !longer.runs.push(longer.len, at, len) {
+            if !longer.append(first, count, at, u64::from(count).saturating_mul(size)) {
                 return Err(Error::Invalid);
             }
-            longer.len = longer.len.saturating_add(len);
-            longer.last = first.saturating_add(count).saturating_sub(1);
         }
         longer.end = End::Mark(self.table.entry_at(longer.last));
         let weight = longer.weight();
@@ -104,17 +97,15 @@ impl Fat {
         if kept == 0 {
             return Ok(0);
         }
-        let mut shorter = Chain { runs: RunList::new(u64::MAX), len: 0, last: 0, end: End::Mark(0) };
-        let mut offset = 0;
-        while let Some((at, run)) = chain.place(offset).filter(|_| offset < kept) {
-            let run = run.min(kept.saturating_sub(offset));
-            if !shorter.runs.push(offset, at, run) {
+        let mut shorter = Chain::empty();
+        while let Some((at, run)) = chain.place(shorter.len).filter(|_| shorter.len < kept) {
+            let run = run.min(kept.saturating_sub(shorter.len));
+            let first = self.geometry.cluster_at(at).ok_or(Error::Invalid)?;
+            let count = run.checked_div(size).and_then(|count| u32::try_from(count).ok()).unwrap_or(0);
+            if !shorter.append(first, count, at, run) {
                 return Err(Error::Invalid);
             }
-            offset = offset.saturating_add(run);
-            shorter.last = self.geometry.cluster_at(at.saturating_add(run).saturating_sub(1)).ok_or(Error::Invalid)?;
         }
-        shorter.len = offset;
         shorter.end = End::Mark(self.table.entry_at(shorter.last));
         state.table.cuts.insert(shorter.last);
         let weight = shorter.weight();

@@ -4,10 +4,12 @@
 //! stages with a barrier after each, so that nothing on the disk ever names what is not there yet:
 //!
 //! ```text
-//!   1  table       new links: clusters that no entry names yet
+//!   1  table       new links: clusters that no entry names yet (and pieces of the long names
+//!                  of renamed files whose 8.3 entry is in another sector)
 //!   2  directories new and changed entries, which name those clusters
 //!   3  directories removed entries, which were renamed or deleted
-//!   4  table       clusters that no entry names any more become free
+//!   4  table       clusters that no entry names any more become free (and what is left of the
+//!                  long names of removed entries)
 //! ```
 //! A crash between two stages leaves clusters without a file, a file with two names, or a chain
 //! longer than its file: `fsck.fat` mends each of them. Freed clusters and removed slots are not
@@ -20,7 +22,7 @@ use super::Fat;
 use super::entry::{ARCHIVE, FREED, SLOT};
 use super::free::FreeMap;
 use super::geometry::Width;
-use super::state::{Marks, State};
+use super::state::{Marks, Removal, Stage, State};
 use super::table::END_MARK;
 use crate::device::{BlockWrite, read_array};
 use crate::error::{Error, Result};
@@ -41,25 +43,36 @@ impl Fat {
         let writer = self.device_writer()?;
         self.settle_times(state)?;
         writer.flush()?;
-        if !state.table.pieces.is_empty() {
+        if !state.table.pieces.is_empty() || !state.early.is_empty() {
             self.table.write_back(&mut state.table, writer)?;
+            self.write_early(state, writer)?;
             writer.flush()?;
         }
         if !state.sectors.is_empty() {
             write_sectors(state, writer)?;
             writer.flush()?;
         }
-        if !state.removed.is_empty() {
-            self.write_removals(state, writer)?;
+        if self.patch_removed(state, Stage::Entry)? {
+            write_sectors(state, writer)?;
+            writer.flush()?;
+        }
+        let mut more = self.patch_removed(state, Stage::Piece)?;
+        write_sectors(state, writer)?;
+        if !state.table.cuts.is_empty() || !state.freed.is_empty() {
+            self.write_frees(state, writer)?;
+            more = true;
+        }
+        more |= self.write_info(state, writer)?;
+        if more {
             writer.flush()?;
         }
         state.removed_names.clear();
-        let mut more = !state.table.cuts.is_empty() || !state.freed.is_empty();
-        if more {
-            self.write_frees(state, writer)?;
+        for (_, Removal { key, slot, .. }) in std::mem::take(&mut state.removed) {
+            if let Some(directory) = self.directories.get(&key) {
+                directory.write().unwrap_or_else(PoisonError::into_inner).free.release(slot, 1);
+            }
         }
-        more |= self.write_info(state, writer)?;
-        if more { writer.flush() } else { Ok(()) }
+        Ok(())
     }
 
     /// Writes back when what is kept in memory takes too much of it.
@@ -91,17 +104,25 @@ impl Fat {
         Ok(())
     }
 
-    fn write_removals(&self, state: &mut State, writer: &dyn BlockWrite) -> Result<()> {
-        let places: Vec<u64> = state.removed.keys().copied().collect();
-        for at in places {
+    /// Frees the removed slots whose turn it is, in memory; whether there are any.
+    fn patch_removed(&self, state: &mut State, stage: Stage) -> Result<bool> {
+        let removed = state.removed.iter().filter(|(_, removal)| removal.stage == stage);
+        let places: Vec<u64> = removed.map(|(&at, _)| at).collect();
+        for &at in &places {
             self.patch(state, at, &[FREED])?;
         }
-        write_sectors(state, writer)?;
-        for (_, (key, slot)) in std::mem::take(&mut state.removed) {
-            if let Some(directory) = self.directories.get(&key) {
-                directory.write().unwrap_or_else(PoisonError::into_inner).free.release(slot, 1);
-            }
+        Ok(!places.is_empty())
+    }
+
+    /// Writes pieces of long names, and nothing else of their sectors, to slots that are free on
+    /// the disk.
+    fn write_early(&self, state: &mut State, writer: &dyn BlockWrite) -> Result<()> {
+        let mut now = State::default();
+        for (at, bytes) in &state.early {
+            self.patch(&mut now, *at, bytes)?;
         }
+        write_sectors(&mut now, writer)?;
+        state.early.clear();
         Ok(())
     }
 

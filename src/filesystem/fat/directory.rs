@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::entry::{DIRECTORY, Entry, FREED, LABEL, LONG, LongPiece, checksum};
 use super::geometry::Width;
 use super::name::{CodePage, fold};
+use super::state::Removal;
 use crate::error::{Error, Result};
 use crate::filesystem::NodeId;
 use crate::text;
@@ -145,7 +146,7 @@ pub(super) struct Decoder<'a> {
     /// The node of an 8.3 entry by its byte position.
     node: &'a dyn Fn(u64) -> NodeId,
     /// 8.3 entries and pieces that are removed already, but not yet on the disk.
-    removed: &'a HashMap<u64, (u32, u32)>,
+    removed: &'a HashMap<u64, Removal>,
     long: Option<LongName>,
     /// First cluster of each directory in it, with its node.
     pub children: Vec<(u32, NodeId)>,
@@ -177,7 +178,7 @@ impl<'a> Decoder<'a> {
         hasher: &'a Hasher,
         width: Width,
         node: &'a dyn Fn(u64) -> NodeId,
-        removed: &'a HashMap<u64, (u32, u32)>,
+        removed: &'a HashMap<u64, Removal>,
     ) -> Self {
         Self { directory, hasher, width, node, removed, long: None, children: Vec::new() }
     }

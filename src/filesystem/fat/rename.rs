@@ -61,8 +61,15 @@ impl Fat {
             Some(target) if target.row.name.as_ref() == new_name => {
                 self.replace_entry(state, &source, target, &mut entry)?;
             }
-            None if source.key == new_key && self.rewrite_in_place(state, &source, new_name, &mut entry)? => {}
-            _ => self.move_entry(state, &source, target.as_ref(), new_key, new_name, &mut entry)?,
+            None if source.key == new_key && self.rewrite(state, &source, new_name, &mut entry, false)? => {}
+            _ => match self.move_entry(state, &source, target.as_ref(), new_key, new_name, &mut entry) {
+                // In a full root directory there is no room but its own.
+                Err(Error::NoSpace)
+                    if target.is_none()
+                        && source.key == new_key
+                        && self.rewrite(state, &source, new_name, &mut entry, true)? => {}
+                other => other?,
+            },
         }
         if source.row.directory && source.key != new_key {
             self.reparent(state, &entry, node, new_key)?;
@@ -93,9 +100,10 @@ impl Fat {
         self.drop_node(state, target.row.node, replaced)
     }
 
-    /// Writes another name over the old one when it takes as many slots: a change of case always
-    /// does, and no second entry ever exists. `false` when it takes more or fewer.
-    fn rewrite_in_place(&self, state: &mut State, source: &Found, name: &[u8], entry: &mut Entry) -> Result<bool> {
+    /// Writes another name over the old one when it takes as many slots, so that no second entry
+    /// ever exists. Over two sectors, where a crash could leave a part of each name, only when it
+    /// is to be done `anyway`. `false` when it was not done.
+    fn rewrite(&self, state: &mut State, source: &Found, name: &[u8], entry: &mut Entry, anyway: bool) -> Result<bool> {
         let directory = self.directory(state, source.key)?;
         let removed = directory.write().unwrap_or_else(PoisonError::into_inner).remove(&self.hasher, source.slot);
         let row = removed.ok_or(Error::NotFound)?;
@@ -104,17 +112,16 @@ impl Fat {
         let count = source.slot.saturating_sub(source.row.first).saturating_add(1);
         let first = self.slot_position(state, source.key, source.row.first)?;
         let last = self.slot_position(state, source.key, source.slot)?;
-        let slots = slots.ok().filter(|slots| {
-            // Over two sectors, a crash between them must not leave both names broken.
-            let same_short = entry.short == old.short;
-            u32::try_from(slots.len()) == Ok(count) && (same_short || self.same_sector(first, last))
-        });
+        let whole = anyway || self.same_sector(first, last);
+        let slots = slots.ok().filter(|slots| u32::try_from(slots.len()) == Ok(count) && whole);
         let Some(slots) = slots else {
             *entry = old;
             self.insert_row(state, source.key, source.slot, row)?;
             return Ok(false);
         };
-        state.removed_names.insert((source.key, old.short));
+        if entry.short != old.short {
+            state.removed_names.insert((source.key, old.short));
+        }
         self.put_slots(state, source.key, source.row.first, &slots)?;
         self.insert_row(state, source.key, source.slot, Row { name: name.into(), short: entry.short, ..row })?;
         Ok(true)
@@ -136,6 +143,14 @@ impl Fat {
         }
         let (first, slot, short) = self.link(state, key, name, entry)?;
         let position = self.slot_position(state, key, slot)?;
+        for piece in first..slot {
+            let at = self.slot_position(state, key, piece)?;
+            if !self.same_sector(at, position) {
+                let mut bytes = [0; SLOT];
+                self.read_metadata(state, &mut bytes, at)?;
+                state.early.push((at, bytes));
+            }
+        }
         self.unlink(state, source, Some(position))?;
         if let Some(target) = target {
             let replaced = self.entry(state, target.row.node)?;

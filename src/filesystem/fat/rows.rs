@@ -7,7 +7,7 @@ use super::directory::{Directory, MAX_SLOTS, Row};
 use super::entry::{ARCHIVE, DIRECTORY, Entry, FREED, LongPiece, READ_ONLY, SLOT, checksum};
 use super::geometry::Root;
 use super::name::{Basis, check_new, exact_short};
-use super::state::State;
+use super::state::{Removal, Stage, State};
 use super::table::Chain;
 use super::time::Stamp;
 use super::write::now;
@@ -99,7 +99,6 @@ impl Fat {
         let mut slot = first;
         for bytes in slots {
             let at = self.slot_position(state, key, slot)?;
-            state.removed.remove(&at);
             self.patch(state, at, bytes)?;
             slot = slot.saturating_add(1);
         }
@@ -174,17 +173,21 @@ impl Fat {
         let directory = self.directory(state, found.key)?;
         directory.write().unwrap_or_else(PoisonError::into_inner).remove(&self.hasher, found.slot);
         state.removed_names.insert((found.key, found.row.short));
-        let mut places = Vec::new();
+        let key = found.key;
+        let entry = self.slot_position(state, key, found.slot)?;
+        let first = self.slot_position(state, key, found.row.first)?;
+        let beside = beside.is_some_and(|beside| self.same_sector(entry, beside) && self.same_sector(first, beside));
         for slot in found.row.first..=found.slot {
-            places.push((slot, self.slot_position(state, found.key, slot)?));
-        }
-        if beside.is_some_and(|beside| places.iter().all(|&(_, at)| self.same_sector(at, beside))) {
-            for &(slot, at) in &places {
+            let at = self.slot_position(state, key, slot)?;
+            let stage = match beside {
+                true => Stage::Beside,
+                false if self.same_sector(at, entry) => Stage::Entry,
+                false => Stage::Piece,
+            };
+            if stage == Stage::Beside {
                 self.patch(state, at, &[FREED])?;
-                directory.write().unwrap_or_else(PoisonError::into_inner).free.release(slot, 1);
             }
-        } else {
-            state.removed.extend(places.into_iter().map(|(slot, at)| (at, (found.key, slot))));
+            state.removed.insert(at, Removal { key, slot, stage });
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::entry::Entry;
+use super::entry::{Entry, SLOT};
 use super::free::FreeMap;
 use super::table::Changes;
 use crate::filesystem::NodeId;
@@ -14,9 +14,11 @@ pub(super) struct State {
     pub table: Changes,
     /// Changed sectors of directories, by byte position.
     pub sectors: BTreeMap<u64, Vec<u8>>,
-    /// Slots that are removed, but still on the disk: by byte position, the directory's key and
-    /// the slot.
-    pub removed: HashMap<u64, (u32, u32)>,
+    /// Slots that are removed, but still on the disk, by byte position. They are not used again
+    /// before they are gone from it.
+    pub removed: HashMap<u64, Removal>,
+    /// Pieces of long names that must be on the disk before the 8.3 entry in another sector is.
+    pub early: Vec<(u64, [u8; SLOT])>,
     /// Short names, by directory, of removed entries that are still on the disk.
     pub removed_names: HashSet<(u32, [u8; 11])>,
     /// Runs of clusters (first, count) that are to be freed once nothing on the disk names them.
@@ -31,6 +33,28 @@ pub(super) struct State {
     pub marked: Option<Marks>,
     /// The FSInfo sector as we wrote it: free clusters, next.
     pub info: Option<(u32, u32)>,
+}
+
+/// A slot that is removed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Removal {
+    /// First cluster of its directory, 0 for the root.
+    pub key: u32,
+    /// The slot.
+    pub slot: u32,
+    /// When it goes from the disk.
+    pub stage: Stage,
+}
+
+/// When a removed slot goes from the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// With the new entries: it shares a sector with the one that replaces it.
+    Beside,
+    /// After them: an 8.3 entry, and what shares its sector.
+    Entry,
+    /// Last: pieces of its long name in another sector. Without them it would have another name.
+    Piece,
 }
 
 /// The dirty flags as they were before the first write.

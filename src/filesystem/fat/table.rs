@@ -48,9 +48,27 @@ pub(super) enum End {
 impl Chain {
     /// A chain of one run: a fixed root directory, or nothing.
     pub fn fixed(offset: u64, len: u64) -> Self {
-        let mut runs = RunList::new(u64::MAX);
-        let fits = runs.push(0, offset, len);
-        Self { runs, len: if fits { len } else { 0 }, last: 0, end: End::Mark(offset) }
+        let mut chain = Self { end: End::Mark(offset), ..Self::empty() };
+        if chain.runs.push(0, offset, len) {
+            chain.len = len;
+        }
+        chain
+    }
+
+    /// A chain of nothing, to be appended to.
+    pub fn empty() -> Self {
+        Self { runs: RunList::new(u64::MAX), len: 0, last: 0, end: End::Mark(0) }
+    }
+
+    /// Appends `count` clusters from `first`, the bytes `len` from `at`. `false` when they do not fit.
+    #[must_use]
+    pub fn append(&mut self, first: u32, count: u32, at: u64, len: u64) -> bool {
+        let fits = self.runs.push(self.len, at, len);
+        if fits {
+            self.len = self.len.saturating_add(len);
+            self.last = first.saturating_add(count).saturating_sub(1);
+        }
+        fits
     }
 
     /// The error of whoever reads past the end of the chain, but not of the file.
@@ -241,92 +259,76 @@ impl Table {
         }
     }
 
+    /// What the table says of a cluster; `kept` is the piece that was used last.
+    fn follow(&self, changes: &Changes, kept: &mut Option<(u64, Arc<Vec<u8>>)>, cluster: u32) -> Result<Link> {
+        if changes.cuts.contains(&cluster) {
+            return Ok(Link::End);
+        }
+        let wanted = self.piece_of(cluster);
+        let piece = match kept {
+            Some((number, piece)) if *number == wanted => piece,
+            _ => &mut kept.insert((wanted, self.piece(changes, wanted)?)).1,
+        };
+        let missing = Error::PastEnd { offset: self.entry_at(cluster), len: 4, size: self.device.size() };
+        self.number(piece, cluster).map(|number| self.link(number)).ok_or(missing)
+    }
+
     /// The chain that starts at a cluster, up to its end or to where it is broken.
-    pub fn chain(&self, changes: &Changes, first: u32) -> Result<Chain> {
-        let size = u64::from(self.geometry.cluster_size);
-        let mut chain = Chain { runs: RunList::new(u64::MAX), len: 0, last: 0, end: End::Mark(0) };
-        let mut kept: Option<(u64, Arc<Vec<u8>>)> = None;
+    pub fn chain(&self, changes: &Changes, first: u32) -> Chain {
+        let mut chain = Chain::empty();
+        let mut kept = None;
         // Brent's search for a loop: `marked` is the cluster of the last step that was a power of two.
         let (mut cluster, mut marked, mut steps) = (first, 0, 0u64);
-        loop {
-            let at = self.entry_at(if chain.last == 0 { cluster } else { chain.last });
-            let broken = |what| End::Broken(corrupt(what, at));
-            let Some(offset) = self.geometry.cluster_offset(cluster) else {
-                chain.end = broken("cluster chain (a number that no cluster has)");
-                return Ok(chain);
-            };
+        let what = loop {
             if cluster == marked {
                 return self.before_loop(changes, first);
             }
-            if !chain.runs.push(chain.len, offset, size) {
-                chain.end = broken("cluster chain");
-                return Ok(chain);
+            if !self.push(&mut chain, cluster) {
+                break "cluster chain (a number that no cluster has)";
             }
-            chain.len = chain.len.saturating_add(size);
-            chain.last = cluster;
             steps = steps.saturating_add(1);
             if steps.is_power_of_two() {
                 marked = cluster;
             }
-            let at = self.entry_at(cluster);
-            if changes.cuts.contains(&cluster) {
-                chain.end = End::Mark(at);
-                return Ok(chain);
-            }
-            let wanted = self.piece_of(cluster);
-            if kept.as_ref().is_none_or(|(number, _)| *number != wanted) {
-                match self.piece(changes, wanted) {
-                    Ok(piece) => kept = Some((wanted, piece)),
-                    Err(error) => {
-                        chain.end = End::Broken(error);
-                        return Ok(chain);
-                    }
+            match self.follow(changes, &mut kept, cluster) {
+                Ok(Link::Next(next)) => cluster = next,
+                Ok(Link::End) => {
+                    chain.end = End::Mark(self.entry_at(cluster));
+                    return chain;
+                }
+                Ok(Link::Free) => break "cluster chain (it leads to a free cluster)",
+                Ok(Link::Other(_)) => break "cluster chain (a number that no cluster has)",
+                Err(error) => {
+                    chain.end = End::Broken(error);
+                    return chain;
                 }
             }
-            let number = kept.as_ref().and_then(|(_, piece)| self.number(piece, cluster));
-            match number.map(|number| self.link(number)) {
-                Some(Link::Next(next)) => cluster = next,
-                Some(Link::End) => {
-                    chain.end = End::Mark(at);
-                    return Ok(chain);
-                }
-                Some(Link::Free) => {
-                    chain.end = End::Broken(corrupt("cluster chain (it leads to a free cluster)", at));
-                    return Ok(chain);
-                }
-                Some(Link::Other(_)) => {
-                    chain.end = End::Broken(corrupt("cluster chain (a number that no cluster has)", at));
-                    return Ok(chain);
-                }
-                None => {
-                    chain.end = End::Broken(Error::PastEnd { offset: at, len: 4, size: self.device.size() });
-                    return Ok(chain);
-                }
-            }
-        }
+        };
+        chain.end = End::Broken(corrupt(what, self.entry_at(cluster)));
+        chain
+    }
+
+    /// Appends one cluster; `false` when there is no such cluster.
+    fn push(&self, chain: &mut Chain, cluster: u32) -> bool {
+        let size = u64::from(self.geometry.cluster_size);
+        let Some(offset) = self.geometry.cluster_offset(cluster) else { return false };
+        chain.append(cluster, 1, offset, size)
     }
 
     /// The part of a chain that is known to lead back into itself, up to the first repetition.
-    fn before_loop(&self, changes: &Changes, first: u32) -> Result<Chain> {
-        let size = u64::from(self.geometry.cluster_size);
-        let mut chain = Chain { runs: RunList::new(u64::MAX), len: 0, last: 0, end: End::Mark(0) };
+    fn before_loop(&self, changes: &Changes, first: u32) -> Chain {
+        let mut chain = Chain::empty();
+        let mut kept = None;
         let mut seen = HashSet::new();
         let mut cluster = first;
-        while seen.insert(cluster) {
-            let offset = self.geometry.cluster_offset(cluster).ok_or(Error::Invalid)?;
-            if !chain.runs.push(chain.len, offset, size) {
-                break;
-            }
-            chain.len = chain.len.saturating_add(size);
-            chain.last = cluster;
-            let piece = self.piece(changes, self.piece_of(cluster))?;
-            match self.number(&piece, cluster).map(|number| self.link(number)) {
-                Some(Link::Next(next)) => cluster = next,
+        while seen.insert(cluster) && self.push(&mut chain, cluster) {
+            match self.follow(changes, &mut kept, cluster) {
+                Ok(Link::Next(next)) => cluster = next,
                 _ => break,
             }
         }
         chain.end = End::Broken(corrupt("cluster chain (it leads back into itself)", self.entry_at(chain.last)));
-        Ok(chain)
+        chain
     }
 
     /// Changes the number in an entry; the reserved bits of a FAT32 entry stay.

@@ -14,6 +14,8 @@ use crate::filesystem::{Changes, FileSystemWrite, Kind, NewNode, NodeId, Timesta
 
 /// Zeros are written so many bytes at a time.
 const ZEROS: usize = 1 << 20;
+/// A file grows by so many bytes before others have their turn.
+const STEP: u64 = 32 << 20;
 /// Largest file: its size has 32 bits.
 const MAX_SIZE: u64 = u32::MAX as u64;
 /// The attribute bits that `user.fat.attributes` may change: read-only, hidden, system, archive.
@@ -128,6 +130,40 @@ impl Fat {
         Ok(())
     }
 
+    /// Brings a file that is to grow by much near its new size, in steps between which others have
+    /// their turn: FAT has no holes, so all of it must be written.
+    fn grow_ahead(&self, file: NodeId, size: u64) -> Result<()> {
+        let mut before = None;
+        loop {
+            let mut state = self.changing()?;
+            let mut entry = self.file_entry(&state, file)?;
+            let old = *before.get_or_insert(u64::from(entry.size));
+            let next = u64::from(entry.size).saturating_add(STEP);
+            if next >= size {
+                return Ok(());
+            }
+            let grown = self.check_room(&mut state, &entry, file, size);
+            let grown = grown.and_then(|()| self.grow(&mut state, file, &mut entry, next, &[]));
+            if grown.is_err() && u64::from(entry.size) > old {
+                self.resize(&mut state, file, &mut entry, old)?;
+            }
+            self.put_entry(&mut state, file, entry)?;
+            grown?;
+        }
+    }
+
+    /// Whether a file could grow to `size` now.
+    fn check_room(&self, state: &mut State, entry: &Entry, file: NodeId, size: u64) -> Result<()> {
+        if size > MAX_SIZE {
+            return Err(Error::TooLarge);
+        }
+        let held = self.file_chain(state, entry, state.nodes.position(file))?.len;
+        let missing = size.saturating_sub(held).div_ceil(u64::from(self.geometry.cluster_size));
+        self.free_map(state)?;
+        let free = state.free_clusters().unwrap_or(0);
+        if missing > u64::from(free) { Err(Error::NoSpace) } else { Ok(()) }
+    }
+
     fn resize(&self, state: &mut State, file: NodeId, entry: &mut Entry, size: u64) -> Result<()> {
         let new_size = u32::try_from(size).map_err(|_| Error::TooLarge)?;
         if new_size > entry.size {
@@ -162,16 +198,19 @@ impl FileSystemWrite for Fat {
     }
 
     fn write(&self, file: NodeId, buf: &[u8], offset: u64, now: Timestamp) -> Result<()> {
-        if buf.is_empty() || self.write_in_place(file, buf, offset, now)? {
+        if buf.is_empty() {
             return Ok(());
         }
-        drop(self.changing()?);
+        let end = offset.checked_add(buf.len() as u64).filter(|&end| end <= MAX_SIZE).ok_or(Error::TooLarge)?;
+        if self.shared().marked.is_none() {
+            drop(self.changing()?);
+        }
         if self.write_in_place(file, buf, offset, now)? {
             return Ok(());
         }
+        self.grow_ahead(file, end)?;
         let mut state = self.changing()?;
         let mut entry = self.file_entry(&state, file)?;
-        let end = offset.checked_add(buf.len() as u64).filter(|&end| end <= MAX_SIZE).ok_or(Error::TooLarge)?;
         if end > u64::from(entry.size) {
             let old = u64::from(entry.size).max(offset);
             // The part below the old end goes first; what grows the file, with it or not at all.
@@ -195,6 +234,9 @@ impl FileSystemWrite for Fat {
     }
 
     fn set_attributes(&self, node: NodeId, changes: &Changes) -> Result<()> {
+        if let Some(size) = changes.size {
+            self.grow_ahead(node, size)?;
+        }
         let mut state = self.changing()?;
         if node == ROOT {
             // The root has no entry, so its times and marks have no place.
