@@ -1,0 +1,42 @@
+"""Runs the suites and writes what they measured. Started by scripts/bench, which says how."""
+import argparse
+import os
+import sys
+
+import images
+import report
+from suites import Suite
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--scratch", required=True)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--out", default="docs")
+    parser.add_argument("--quick", action="store_true")
+    words = parser.parse_args()
+    rounds = 1 if words.quick else words.rounds
+
+    default = os.path.expanduser("~/.cache/imgfs-bench")
+    cache = os.environ.get("IMGFS_BENCH_CACHE", default)
+    if words.quick:
+        cache = words.scratch
+    size = images.Size(words.quick)
+    made = images.make_all(cache, size)
+
+    table = report.Table()
+    suite = Suite(table, made, size, words.scratch)
+    for part in (suite.trees, suite.flat, suite.ready, suite.commands, suite.writes):
+        part(rounds, words.only)
+    if not table.values:
+        sys.exit(f"bench: nothing is called {words.only}")
+    out = words.scratch if words.quick else words.out
+    os.makedirs(out, exist_ok=True)
+    for name in report.write(table, out, size, rounds):
+        print(f"bench: {os.path.join(out, name)}")
+    if words.quick:
+        print("bench: the script works; these figures mean nothing")
+
+
+main()

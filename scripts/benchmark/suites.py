@@ -1,0 +1,229 @@
+"""Which contenders do what with which image, in rounds: within a round one after the other, so that
+whatever else the machine does meets all of them.
+"""
+import glob
+import os
+import shutil
+import subprocess
+import time
+
+import contenders
+import work
+from contenders import Mount
+
+THREADS = (1, 4, 16)
+
+
+class Suite:
+    """Measures, and hands each value to `table`."""
+
+    def __init__(self, table, images, size, scratch):
+        self.table, self.images, self.size, self.scratch = table, images, size, scratch
+
+    def each_round(self, rounds, those, one):
+        """Calls `one(contender)` for all of them in each round, in another order each time."""
+        those = [contender for contender in those if contender.is_there()]
+        for number in range(rounds):
+            turn = number % len(those)
+            for contender in those[turn:] + those[:turn]:
+                try:
+                    one(contender)
+                except (RuntimeError, subprocess.SubprocessError) as error:
+                    # A rival that fails has no figure; a failure of ours is one of the run.
+                    if contender.name == "imgfs":
+                        raise
+                    print(f"bench: {contender.name}: {error}", flush=True)
+
+    def mount(self, contender, image, cold=False):
+        """A fresh mount, of an image that is in the host's memory, or (`cold`) is not."""
+        if cold:
+            subprocess.run(["sync"], check=True)
+            with open("/proc/sys/vm/drop_caches", "w") as drop:
+                drop.write("3")
+        else:
+            work.read_sequentially(image)
+        return Mount(contender, image, os.path.join(self.scratch, "at"))
+
+    def trees(self, rounds, only):
+        for name in ("ext4", "ext4, fragmented", "ext2", "ext2, fragmented", "ISO", "FAT32", "FAT32, fragmented"):
+            kind = name[:3]
+            for cold in (False, True):
+                if only in f"trees {name} {'cold' if cold else 'warm'}":
+                    self.each_round(rounds, contenders.TREES[kind], lambda one: self.tree(one, name, cold))
+
+    def tree(self, contender, name, cold):
+        state = "cold" if cold else "warm"
+
+        def put(measure, unit, value):
+            self.table.put("trees", name, state, measure, unit, contender.name, value)
+
+        image = self.images[name]
+        with self.mount(contender, image, cold) as mount:
+            big = os.path.join(mount.path, "big.bin")
+            for again in ("", ", again"):
+                put("stat walk" + again, "s", work.in_child(lambda: work.stat_walk(mount.path)))
+            files = work.small_files(os.path.join(mount.path, "small"))
+            if len(files) != self.size.small_files:
+                raise RuntimeError(f"{len(files)} small files on {image}")
+            for again in ("", ", again"):
+                put("small files" + again, "s", work.in_child(lambda: work.read_small(files)))
+            for again in ("", ", again"):
+                put("big file" + again, "MB/s", self.size.big / 1e6 / work.in_child(lambda: work.read_big(big)))
+            if not cold and mount.peak_memory():
+                put("peak memory", "MB", mount.peak_memory() / 1e6)
+        with self.mount(contender, image, cold) as mount:
+            big = os.path.join(mount.path, "big.bin")
+            put("big file, two readers", "MB/s", self.size.big / 1e6 / work.in_child(lambda: work.two_readers(big)))
+        for threads in THREADS:
+            with self.mount(contender, image, cold) as mount:
+                big = os.path.join(mount.path, "big.bin")
+                seconds = work.in_child(lambda: work.random_reads(big, self.size.random_reads, threads))
+                put(f"random 4 KiB, {threads} at once", "/s", self.size.random_reads / seconds)
+
+    def flat(self, rounds, only):
+        subjects = [("raw", "ext4", None), ("raw", "ext4", contenders.USER)]
+        subjects += [("qcow2", name, contenders.USER) for name in ("qcow2", "qcow2, zlib", "qcow2, zstd")]
+        for kind, image, user in subjects:
+            subject = (f"raw, {'user' if user else 'root'}" if kind == "raw" else image)
+            if only not in f"flat {subject}":
+                continue
+            those = contenders.flat(kind, user)
+            if kind == "raw" and not user:
+                those.append(contenders.Contender("the host's file", "true"))
+            self.each_round(rounds, those, lambda one: self.flat_bytes(one, self.images[image], subject, user))
+
+    def flat_bytes(self, contender, image, subject, user):
+        def put(measure, unit, value):
+            self.table.put("flat", subject, "warm", measure, unit, contender.name, value)
+
+        def measure(do):
+            """With a fresh mount; the host's own file is read as it is."""
+            if contender.command == "true":
+                work.read_sequentially(image)
+                do(image)
+            else:
+                with self.mount(contender, image) as mount:
+                    do(mount.path)
+
+        def sequential(path):
+            mb = work.in_child(lambda: os.stat(path).st_size, user) / 1e6
+            for again in ("", ", again"):
+                put("sequential" + again, "MB/s", mb / work.in_child(lambda: work.read_big(path), user))
+
+        def two(path):
+            mb = work.in_child(lambda: os.stat(path).st_size, user) / 1e6
+            put("two readers", "MB/s", mb / work.in_child(lambda: work.two_readers(path), user))
+
+        measure(sequential)
+        measure(two)
+        for threads in THREADS:
+            def reads(path):
+                count = self.size.random_reads
+                seconds = work.in_child(lambda: work.random_reads(path, count, threads), user)
+                put(f"random 4 KiB, {threads} at once", "/s", count / seconds)
+            measure(reads)
+
+    def ready(self, rounds, only):
+        if only not in "ready":
+            return
+        rivals = [one for one in contenders.flat("raw", None) if one.name != "imgfs"]
+
+        def one(contender):
+            with Mount(contender, self.images["1 TB"], os.path.join(self.scratch, "at")) as mount:
+                target = mount.mountpoint
+                os.listdir(target) if os.path.isdir(target) else os.stat(target)
+                seconds = time.perf_counter() - mount.started
+                self.table.put("ready", "1 TB, 128 partitions", "warm", "ready", "s", contender.name, seconds)
+        self.each_round(rounds, [contenders.IMGFS_TREE] + rivals, one)
+
+    def command(self, subject, measure, name, words, before=None):
+        """Times a command; what it says goes nowhere."""
+        if before:
+            before()
+        seconds = work.timed(lambda: subprocess.run(words, shell=isinstance(words, str), check=True, stdout=subprocess.DEVNULL))
+        self.table.put("commands", subject, "warm", measure, "s", name, seconds)
+
+    def commands(self, rounds, only):
+        out = os.path.join(self.scratch, "out")
+
+        def clean():
+            shutil.rmtree(out, ignore_errors=True)
+            os.makedirs(out)
+
+        for name in ("ext4", "ISO", "FAT32"):
+            if only not in f"commands {name}":
+                continue
+            image, source = self.images[name], self.images["source"]
+            for _ in range(rounds):
+                work.read_sequentially(image)
+                self.command(name, "extract all", "imgfs", ["imgfs", "cp", "-a", image + ":/files", out], clean)
+                # The boot loader's place of an ISO and ext's journal are files to 7z: it may end with a warning.
+                self.command(name, "extract all", "7z", f"7z x -y -bd -o{out} {image} || [ $? -eq 1 ]", clean)
+                clean()
+                self.command(name, "hash all", "imgfs", ["imgfs", "manifest", image + ":/files"])
+                hashing = f"find {source} -type f -print0 | xargs -0 -P{os.cpu_count()} -n64 sha256sum"
+                self.command(name, "hash all", "sha256sum of the host's files", hashing)
+        for name in ("qcow2", "qcow2, zlib", "qcow2, zstd"):
+            if only not in f"commands {name}":
+                continue
+            for _ in range(rounds):
+                image = self.images[name]
+                work.read_sequentially(image)
+                self.command(name, "whole disk", "imgfs", f"imgfs cat {image}:/disk.img > {out}/disk.img", clean)
+                self.command(name, "whole disk", "qemu-img convert", f"qemu-img convert -S 0 -O raw {image} {out}/disk.img", clean)
+        shutil.rmtree(out, ignore_errors=True)
+
+    def writes(self, rounds, only):
+        if only in "writes tree":
+            self.each_round(rounds, contenders.WRITABLE_TREES, self.write_tree)
+            for _ in range(rounds):
+                self.write_with_mtools()
+        if only in "writes flat":
+            self.each_round(rounds, contenders.WRITABLE_FLAT, self.write_flat)
+
+    def put_write(self, measure, unit, name, value, subject="FAT32"):
+        self.table.put("writes", subject, "warm", measure, unit, name, value)
+
+    def copy(self):
+        """A blank volume that may be written to."""
+        path = os.path.join(self.scratch, "blank.img")
+        with open(path, "wb") as blank:
+            blank.truncate(600 << 20)
+        subprocess.run(["mkfs.fat", "-F", "32", "-s", "8", path], check=True, stdout=subprocess.DEVNULL)
+        return path
+
+    def write_tree(self, contender):
+        size = self.size
+        with self.mount(contender, self.copy()) as mount:
+            big = os.path.join(mount.path, "written.bin")
+            seconds = work.in_child(lambda: work.write_sequentially(big, size.written))
+            self.put_write("sequential", "MB/s", contender.name, size.written / 1e6 / seconds)
+            seconds = work.in_child(lambda: work.overwrite_randomly(big, min(size.overwrites, size.written // 4096)))
+            self.put_write("random 4 KiB overwrites", "/s", contender.name, size.overwrites / seconds)
+        with self.mount(contender, self.copy()) as mount:
+            seconds = work.in_child(lambda: work.create_files(os.path.join(mount.path, "made"), size.created))
+            self.put_write(f"create {size.created} files", "/s", contender.name, size.created / seconds)
+
+    def write_with_mtools(self):
+        size, made = self.size, os.path.join(self.scratch, "made")
+        path = os.path.join(self.scratch, "written.bin")
+        work.write_sequentially(path, size.written)
+        shutil.rmtree(made, ignore_errors=True)
+        work.create_files(made, size.created)
+        for measure, unit, amount, source in (
+            ("sequential", "MB/s", size.written / 1e6, path),
+            (f"create {size.created} files", "/s", size.created, made),
+        ):
+            image = self.copy()
+            seconds = work.timed(lambda: subprocess.run(["mcopy", "-s", "-i", image, source, "::/"], check=True))
+            self.put_write(measure, unit, "mcopy", amount / seconds)
+        shutil.rmtree(made)
+        os.remove(path)
+
+    def write_flat(self, contender):
+        count = self.size.overwrites
+        with self.mount(contender, self.images["ext4"]) as mount:
+            seconds = work.in_child(lambda: work.overwrite_randomly(mount.path, count))
+            self.put_write("random 4 KiB", "/s", contender.name, count / seconds, "flat")
+        for left in glob.glob(os.path.join(self.scratch, "*.overlay*")):
+            os.remove(left)
