@@ -211,10 +211,18 @@ fn serve(
             }
         }
     });
-    let (point, image, pid_file) = (mountpoint.to_owned(), image.to_owned(), pid_file.map(Path::to_owned));
-    let ready = std::thread::spawn(move || announce(&point, &image, pid_file.as_deref(), root, daemon));
+    let (point, image, written) = (mountpoint.to_owned(), image.to_owned(), pid_file.map(Path::to_owned));
+    let ready = std::thread::spawn(move || {
+        announce(&point, &image, written.as_deref(), root, daemon).inspect_err(|_| {
+            // Nobody was told of the mount: it goes, and the session ends with it.
+            let _ = umount::unmount(&point, true);
+        })
+    });
     session.run()?;
     let finished = finish();
+    if let Some(path) = pid_file {
+        let _ = std::fs::remove_file(path);
+    }
     let mut mark = match ready.join() {
         Ok(announced) => announced?,
         Err(_) => None,

@@ -2,12 +2,16 @@
 //! long as that lives.
 
 use std::fs::{File, Permissions};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags};
 
 /// How a mark starts whose daemon failed at the end.
 const FAILED: &str = "failed: ";
@@ -115,25 +119,45 @@ impl Drop for Mark {
     }
 }
 
-/// A handle on a mark, to be taken before unmounting: afterwards the mark may be gone.
-pub struct Waiter(Option<File>);
+/// A handle on a daemon, to be taken before unmounting: afterwards its mark may be gone.
+#[derive(Default)]
+pub struct Waiter {
+    mark: Option<File>,
+    process: Option<OwnedFd>,
+}
 
 impl Waiter {
     /// Looks for the mark of a mount.
     pub fn new(mounted: &Mounted) -> Self {
-        Self(folder().ok().and_then(|folder| File::open(folder.join(&mounted.device)).ok()))
+        let Some(mark) = folder().ok().and_then(|folder| File::open(folder.join(&mounted.device)).ok()) else {
+            return Self::default();
+        };
+        // Only of a daemon that lives: a number that was left behind may be another's by now.
+        let process = match rustix::fs::flock(&mark, FlockOperation::NonBlockingLockShared) {
+            Err(Errno::WOULDBLOCK) => process(&mark),
+            _ => None,
+        };
+        Self { mark: Some(mark), process }
     }
 
     /// Returns when the daemon is gone, with what it failed at; at once when there was no mark.
     pub fn wait(self) -> Result<()> {
-        match self.0 {
-            Some(mut file) => {
-                rustix::fs::flock(&file, FlockOperation::LockShared)?;
-                let mut text = String::new();
-                file.read_to_string(&mut text)?;
-                text.strip_prefix(FAILED).map_or(Ok(()), |error| bail!("unmounted, but: {error}"))
-            }
-            None => Ok(()),
+        let Some(mut mark) = self.mark else { return Ok(()) };
+        rustix::fs::flock(&mark, FlockOperation::LockShared)?;
+        if let Some(process) = self.process {
+            let mut end = [PollFd::new(&process, PollFlags::IN)];
+            while rustix::event::poll(&mut end, None) == Err(Errno::INTR) {}
         }
+        let mut text = String::new();
+        mark.rewind()?;
+        mark.read_to_string(&mut text)?;
+        text.strip_prefix(FAILED).map_or(Ok(()), |error| bail!("unmounted, but: {error}"))
     }
+}
+
+/// The process that a mark names.
+fn process(mark: &File) -> Option<OwnedFd> {
+    let mark: serde_json::Value = serde_json::from_reader(mark).ok()?;
+    let number = i32::try_from(mark.get("pid")?.as_i64()?).ok()?;
+    rustix::process::pidfd_open(Pid::from_raw(number)?, PidfdFlags::empty()).ok()
 }

@@ -1,11 +1,16 @@
 //! Tests that need other tools: what they made is read here, and what they say is compared.
 
+mod cli;
 mod compressed;
 mod containers;
+mod corpus;
 mod disks;
 mod ext;
 mod fat;
 mod fat_write;
 mod iso9660;
+mod layers;
+mod mount;
 mod overlay;
+mod program;
 mod volumes;
