@@ -5,6 +5,7 @@ mod compressed;
 mod containers;
 mod corpus;
 mod disks;
+mod evil;
 mod ext;
 mod fat;
 mod fat_write;
