@@ -8,7 +8,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -96,9 +97,18 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let tree = tree(&image, &options, &mountpoint)?;
     let pid_file = args.pid_file.as_ref().map(std::path::absolute).transpose()?;
     serve(tree, &options, &target.image, &mountpoint, pid_file.as_deref(), args.daemon, move || {
+        let statistics = image.cached.statistics();
+        log::debug!(
+            "sector cache: {} hits, {} misses, {} bytes kept",
+            statistics.hits,
+            statistics.misses,
+            statistics.weight
+        );
+        let expected = image.overlay.is_some();
         match image.into_overlay() {
             Some(overlay) if args.commit => Ok(overlay.commit_in_place(&mut |_, _| ())?),
             Some(overlay) => Ok(overlay.close()?),
+            None if expected => bail!("the overlay is still in use; what was written is in it"),
             None => Ok(()),
         }
     })?;
@@ -187,9 +197,7 @@ fn serve(
         default_mask: cp::umask(),
     };
     let writable = tree.writer().is_some();
-    if writable {
-        write_back(Arc::downgrade(&tree));
-    }
+    let write_back = writable.then(|| WriteBack::start(tree.clone()));
     let adapter = Adapter::new(tree, view, root);
     let notifier = adapter.notifier();
     let request = Request { mountpoint, source: image, allow_other: options.allow_other, read_only: !writable };
@@ -219,6 +227,8 @@ fn serve(
         })
     });
     session.run()?;
+    // It holds the tree: what comes now needs everything closed.
+    drop(write_back);
     let finished = finish();
     if let Some(path) = pid_file {
         let _ = std::fs::remove_file(path);
@@ -235,18 +245,33 @@ fn serve(
 }
 
 /// Flushes now and then, so that a crash costs little of what nobody asked to be stable.
-fn write_back(tree: Weak<dyn FileSystem>) {
-    std::thread::spawn(move || {
-        loop {
-            std::thread::sleep(WRITE_BACK);
-            let Some(tree) = tree.upgrade() else { return };
-            if let Some(writer) = tree.writer()
-                && let Err(error) = writer.flush()
-            {
-                log::error!("writing back: {error}");
+struct WriteBack {
+    thread: Option<JoinHandle<()>>,
+    stop: Option<mpsc::Sender<()>>,
+}
+
+impl WriteBack {
+    fn start(tree: Arc<dyn FileSystem>) -> Self {
+        let (stop, stopped) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            while stopped.recv_timeout(WRITE_BACK) == Err(mpsc::RecvTimeoutError::Timeout) {
+                if let Some(writer) = tree.writer()
+                    && let Err(error) = writer.flush()
+                {
+                    log::error!("writing back: {error}");
+                }
             }
-        }
-    });
+        });
+        Self { thread: Some(thread), stop: Some(stop) }
+    }
+}
+
+impl Drop for WriteBack {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        // A panic of it was logged; the session's end flushes as well.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
 }
 
 fn config(options: &MountOptions) -> Config {
