@@ -14,6 +14,7 @@ mod bz2;
 mod compressed;
 mod cue;
 mod disc;
+mod ewf;
 mod files;
 mod gz;
 mod parallels;
@@ -141,6 +142,7 @@ pub const FORMATS: &[ContainerFormat] = &[
     parallels::FORMAT,
     parallels::BUNDLE,
     vdi::FORMAT,
+    ewf::FORMAT,
     // A fixed VHD has only a footer; what stands before it is the guest's and could look like anything.
     vhd::FORMAT,
     // Texts that describe a disc, known by their first words; then the sync pattern of raw sectors,

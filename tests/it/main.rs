@@ -6,6 +6,7 @@ mod containers;
 mod corpus;
 mod disks;
 mod evil;
+mod ewf;
 mod ext;
 mod fat;
 mod fat_write;
