@@ -10,10 +10,13 @@
 //!                                        +- Companions::open_disk  parents, each through all of this again
 //! ```
 
+mod aff;
 mod bz2;
 mod compressed;
 mod cue;
+mod dc42;
 mod disc;
+mod dmg;
 mod ewf;
 mod files;
 mod gz;
@@ -21,6 +24,7 @@ mod parallels;
 mod qcow;
 mod qcow2;
 mod rawcd;
+mod sparseimage;
 mod split;
 mod table;
 mod toc;
@@ -143,6 +147,8 @@ pub const FORMATS: &[ContainerFormat] = &[
     parallels::BUNDLE,
     vdi::FORMAT,
     ewf::FORMAT,
+    sparseimage::FORMAT,
+    aff::FORMAT,
     // A fixed VHD has only a footer; what stands before it is the guest's and could look like anything.
     vhd::FORMAT,
     // Texts that describe a disc, known by their first words; then the sync pattern of raw sectors,
@@ -150,12 +156,16 @@ pub const FORMATS: &[ContainerFormat] = &[
     cue::FORMAT,
     toc::FORMAT,
     rawcd::FORMAT,
+    // Likewise: a trailer, behind data that may begin like a compressed file (they are its runs).
+    dmg::FORMAT,
     // Compressed disks: short magic numbers at the start, so after all that a trailer or a longer
     // number tells; the other formats are then tried on the disk that comes out.
     xz::FORMAT,
     zst::FORMAT,
     gz::FORMAT,
     bz2::FORMAT,
+    // Two bytes of magic and sizes that must add up to the file's: last of those with a header.
+    dc42::FORMAT,
     // A tar around a VMDK; its magic number is at byte 257, where a boot sector has code.
     vmdk::OVA,
 ];

@@ -5,6 +5,7 @@ mod compressed;
 mod containers;
 mod corpus;
 mod disks;
+mod dmg;
 mod evil;
 mod ewf;
 mod ext;
