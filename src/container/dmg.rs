@@ -201,7 +201,6 @@ impl Mapping for Runs {
 fn read_exactly(mut reader: impl Read, size: usize) -> Option<Vec<u8>> {
     let mut unpacked = vec![0; size];
     reader.read_exact(&mut unpacked).ok()?;
-    // Reads on to the checksum, where there is one.
-    reader.read(&mut [0]).ok()?;
-    Some(unpacked)
+    // Reads on to the checksum, where there is one; what lies past the run's sectors is left out.
+    reader.read(&mut [0]).map(|_| unpacked).ok()
 }
