@@ -1,1 +1,249 @@
-//! The commands.
+//! The commands that need no mount, as a user meets them: what they say, make, and refuse.
+
+use std::fs::symlink_metadata as lstat;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+
+use crate::fat::{Scratch, tool};
+use crate::program::{Untouched, imgfs, ok, run, testimage};
+
+struct Case {
+    scratch: Scratch,
+    image: PathBuf,
+    _untouched: Untouched,
+}
+
+impl Case {
+    fn new(name: &str) -> Self {
+        let scratch = Scratch::new();
+        let image = testimage(name, &scratch.path(""));
+        Self { _untouched: Untouched::new(&image), image, scratch }
+    }
+
+    /// IMAGE:/path
+    fn at(&self, path: &str) -> String {
+        format!("{}:{path}", self.image.display())
+    }
+
+    fn dest(&self) -> String {
+        let dest = self.scratch.path("dest");
+        std::fs::create_dir_all(&dest).unwrap();
+        dest.to_str().unwrap().to_owned()
+    }
+}
+
+#[test]
+fn info_says_what_an_image_is_and_how_that_is_known() {
+    let case = Case::new("demo.img");
+    let text = ok(&["info", case.image.to_str().unwrap()]);
+    for line in [
+        "GPT partition table, 2 rows, identifier 4F68BCE3-E8CD-4DB1-96E7-FBCAF984B703",
+        "p1: 262144 bytes (256.0 KiB) from byte 32768, type C12A7328-F81F-11D2-BA4B-00A0C93EC93B \"boot\"",
+        "  byte 1080: superblock magic number = 53 ef",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
+    }
+    let value: serde_json::Value =
+        serde_json::from_str(&ok(&["info", "--json", "--stats", case.image.to_str().unwrap()])).unwrap();
+    assert_eq!(value["shape"], "imgfs-info-1");
+    assert_eq!((&value["size"], &value["container"]["format"]), (&(1 << 20).into(), &"raw".into()));
+    assert_eq!((&value["main"], &value["partition_table"]["type"]), (&"p2".into(), &"gpt".into()));
+    let (p1, p2) = (&value["parts"][1], &value["parts"][2]);
+    assert_eq!((&p1["tree"]["label"], &p2["tree"]["label"]), (&"EFI".into(), &"root".into()));
+    assert_eq!((&p2["offset"], &p2["entry"]["slot"]), (&327_680.into(), &2.into()));
+    assert!(value["cache"]["misses"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn ls_lists_as_ls_does() {
+    let case = Case::new("demo.img");
+    let home = case.at("/p2/home/ada");
+    assert_eq!(ok(&["ls", &home]), "notes.txt\nsparse.db\n");
+    assert_eq!(ok(&["ls", "-a", &home]), ".profile\nnotes.txt\nsparse.db\n");
+    let long = ok(&["ls", "-l", &home]);
+    assert!(long.starts_with("-rw-r--r--  1  1000  1000        103 2026-01-02 03:04 notes.txt\n"), "{long}");
+    let links = ok(&["ls", "-l", &case.at("/p2")]);
+    assert!(links.contains("notes -> home/ada/notes.txt\n"), "{links}");
+    let all = ok(&["ls", "-R", &case.at("/p2/home")]);
+    assert_eq!(all, ".:\nada\n\nada:\nnotes.txt\nsparse.db\n");
+    assert_eq!(ok(&["ls", &case.at("/by-label/root/etc")]), "hostname\nos-release\n");
+}
+
+#[test]
+fn cat_writes_files_and_flat_bytes() {
+    let case = Case::new("demo.img");
+    assert_eq!(
+        ok(&["cat", &case.at("/files/etc/hostname"), &case.at("/p2/etc/os-release")]),
+        "demo\nNAME=\"Demo\"\nVERSION_ID=1\n"
+    );
+    let output = imgfs().args(["cat", &case.at("/p1.img")]).output().unwrap();
+    assert_eq!(output.stdout, std::fs::read(&case.image).unwrap()[32_768..][..262_144]);
+    let refused = run(&["cat", &case.at("/p2/etc")]);
+    assert!(refused.code == Some(1) && refused.err.contains("is a directory"), "{}", refused.err);
+}
+
+#[test]
+fn tree_draws_everything() {
+    let case = Case::new("demo.img");
+    let drawn = ok(&["tree", &case.at("/p2/home")]);
+    let expected = "└── ada\n    ├── .profile\n    ├── notes.txt\n    └── sparse.db\n\n1 directories, 3 files\n";
+    assert_eq!(drawn.split_once('\n').unwrap().1, expected);
+}
+
+#[test]
+fn errors_name_what_is_wrong_and_what_to_do() {
+    let case = Case::new("demo.img");
+    let image = case.image.to_str().unwrap();
+    let folder = case.scratch.path("");
+    for (args, words) in [
+        (vec!["ls".to_owned(), format!("{image}.gone")], "demo.img.gone: "),
+        (vec!["ls".into(), folder.to_str().unwrap().into()], "director"),
+        (vec!["ls".into(), case.at("/etc")], "did you mean /p2/etc?"),
+        (vec!["cat".into(), case.at("/p2/none")], "/p2/none: no such file or directory"),
+        (vec!["ls".into(), case.at("/p2/etc/hostname/x")], "not a directory"),
+        (vec!["ls".into(), "-o".into(), "nojolit".into(), image.into()], "did you mean nojoliet?"),
+        (vec!["info".into(), case.at("/p1")], "leave out the path"),
+        (vec!["cp".into(), case.at("/p2/etc"), case.dest()], "is a directory: add -r or -a"),
+    ] {
+        let said = run(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(said.code, Some(1), "{args:?}");
+        assert!(said.err.starts_with("imgfs: ") && said.err.contains(words), "{args:?}: {}", said.err);
+        assert_eq!(said.out, "", "{args:?}");
+    }
+    let usage = run(&["ls", "--nonsense", image]);
+    assert!(usage.code == Some(2) && usage.err.contains("--nonsense"), "{}", usage.err);
+}
+
+#[test]
+fn manifest_is_one_row_a_node() {
+    let case = Case::new("demo.img");
+    let text = ok(&["manifest", &case.at("/p2/etc")]);
+    let rows: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    assert_eq!(rows.len(), 3, "{text}");
+    assert_eq!(rows[0], "p2/etc\tdir\t0\t-");
+    let hash = tool("coreutils", "bash", &["-c", "echo demo | sha256sum"]);
+    assert_eq!(rows[1], format!("p2/etc/hostname\tfile\t5\t{}", hash.split(' ').next().unwrap()));
+}
+
+#[test]
+fn cp_takes_times_modes_links_attributes_and_holes() {
+    let case = Case::new("filesystem/ext/ext4.img");
+    let dest = case.dest();
+    let said = run(&["cp", "-a", &case.at("/disk"), &dest]);
+    // Device nodes are not made unless asked for.
+    assert_eq!(said.code, Some(1));
+    assert_eq!(said.err.lines().count(), 2, "{}", said.err);
+    assert!(said.err.contains("(--special makes it)"), "{}", said.err);
+    let top = Path::new(&dest).join("disk");
+    let stat = |name: &str| lstat(top.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    assert!(lstat(top.join("null")).is_err() && lstat(top.join("disk")).is_err());
+    assert_eq!((stat("readme.txt").mtime(), stat("docs").mtime()), (1_767_323_045, 1_767_323_045));
+    assert_eq!(stat("secret").mode() & 0o7777, 0o640);
+    assert_eq!(stat("bin/tool").mode() & 0o7777, 0o755, "set-id bits come with --special");
+    assert_eq!((stat("hard link").ino(), stat("readme.txt").nlink()), (stat("readme.txt").ino(), 2));
+    assert_eq!(std::fs::read_link(top.join("short link")).unwrap(), Path::new("docs/notes.txt"));
+    assert_eq!(stat("short link").mtime(), 1_767_323_045);
+    assert!(stat("pipe").file_type().is_fifo());
+    assert_eq!(stat("sparse.bin").len(), 900_000);
+    assert!(stat("sparse.bin").blocks() < 64, "{} blocks", stat("sparse.bin").blocks());
+    let mut value = [0; 100];
+    let len = rustix::fs::lgetxattr(top.join("readme.txt"), "user.comment", &mut value).unwrap();
+    assert_eq!(&value[..len], b"kept");
+    // The same files through another reader.
+    let copy = case.scratch.path("rdump");
+    std::fs::create_dir(&copy).unwrap();
+    let command = format!("rdump /docs /many {}", copy.display());
+    tool("e2fsprogs", "debugfs", &["-R", &command, case.image.to_str().unwrap()]);
+    for folder in ["docs", "many"] {
+        tool("diffutils", "diff", &["-r", copy.join(folder).to_str().unwrap(), top.join(folder).to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn cp_copies_one_file_under_a_new_name() {
+    let case = Case::new("demo.img");
+    let new = case.scratch.path("new name");
+    ok(&["cp", &case.at("/p2/home/ada/notes.txt"), new.to_str().unwrap()]);
+    assert_eq!(std::fs::read_to_string(&new).unwrap(), ok(&["cat", &case.at("/p2/home/ada/notes.txt")]));
+    ok(&["cp", "-r", &case.at("/p1"), &case.at("/p2/etc/hostname"), &case.dest()]);
+    assert!(Path::new(&case.dest()).join("p1/EFI/BOOT/BOOTX64.EFI").is_file());
+    assert!(Path::new(&case.dest()).join("hostname").is_file());
+}
+
+/// An image whose names are changed behind mke2fs's back.
+fn hostile(scratch: &Scratch, outside: &Path) -> PathBuf {
+    let (folder, image) = (scratch.path("evil"), scratch.path("evil.img"));
+    std::fs::create_dir_all(folder.join("evil2")).unwrap();
+    std::fs::write(folder.join("XXXX"), "climbed\n").unwrap();
+    std::fs::write(folder.join("evil2/file"), "through a link\n").unwrap();
+    symlink(outside, folder.join("evil1")).unwrap();
+    let args = ["-q", "-F", "-t", "ext2", "-b", "1024", "-O", "none,filetype", "-d"];
+    let rest = [folder.to_str().unwrap(), image.to_str().unwrap(), "1M"];
+    tool("e2fsprogs", "mke2fs", &[&args[..], &rest].concat());
+    let mut bytes = std::fs::read(&image).unwrap();
+    for (name, other) in [(b"XXXX".as_slice(), b"../x".as_slice()), (b"evil2", b"evil1")] {
+        let at = bytes.windows(name.len()).position(|window| window == name).unwrap();
+        bytes[at..at + name.len()].copy_from_slice(other);
+    }
+    std::fs::write(&image, bytes).unwrap();
+    image
+}
+
+#[test]
+fn cp_never_writes_outside_of_its_destination() {
+    let scratch = Scratch::new();
+    let outside = scratch.path("outside");
+    std::fs::create_dir(&outside).unwrap();
+    let image = hostile(&scratch, &outside);
+    let _untouched = Untouched::new(&image);
+    for option in ["-r", "-a"] {
+        let dest = scratch.path(&format!("dest{option}"));
+        std::fs::create_dir(&dest).unwrap();
+        let said = run(&["cp", option, &format!("{}:/disk", image.display()), dest.to_str().unwrap()]);
+        assert_eq!(said.code, Some(1), "a name that is there twice is an error: {}", said.err);
+        assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0, "something was written through the link");
+        assert!(!scratch.path("x").exists() && !dest.join("x").exists(), "something climbed out");
+    }
+    // The name with a slash is shown escaped, and copied so.
+    let dest = scratch.path("climber");
+    std::fs::create_dir(&dest).unwrap();
+    ok(&["cp", &format!("{}:/disk/..%2Fx", image.display()), dest.to_str().unwrap()]);
+    assert_eq!(std::fs::read_to_string(dest.join("..%2Fx")).unwrap(), "climbed\n");
+}
+
+#[test]
+fn cp_does_not_follow_links_that_are_there_already() {
+    let case = Case::new("filesystem/fat/floppy.img");
+    let outside = case.scratch.path("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::write(outside.join("victim"), "unharmed").unwrap();
+    let dest = case.dest();
+    symlink(&outside, Path::new(&dest).join("docs")).unwrap();
+    symlink(outside.join("victim"), Path::new(&dest).join("readme.txt")).unwrap();
+    let said = run(&["cp", "-r", &case.at("/disk/docs"), &dest]);
+    assert_eq!(said.code, Some(1), "{}", said.err);
+    ok(&["cp", &case.at("/disk/readme.txt"), &dest]);
+    assert_eq!(std::fs::read_to_string(outside.join("victim")).unwrap(), "unharmed");
+    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1);
+    assert!(lstat(Path::new(&dest).join("readme.txt")).unwrap().is_file());
+}
+
+mod as_root {
+    use super::*;
+
+    #[test]
+    fn cp_makes_device_nodes_and_owners_when_asked() {
+        crate::program::needs_root();
+        let case = Case::new("filesystem/ext/ext4.img");
+        let dest = case.dest();
+        ok(&["cp", "-a", "--special", &case.at("/disk"), &dest]);
+        let stat = |name: &str| lstat(Path::new(&dest).join("disk").join(name)).unwrap();
+        assert!(stat("null").file_type().is_char_device() && stat("disk").file_type().is_block_device());
+        assert_eq!(stat("disk").rdev(), rustix::fs::makedev(259, 70_000));
+        assert_eq!((stat("secret").uid(), stat("secret").gid()), (1000, 100));
+        assert_eq!(stat("bin/tool").mode() & 0o7777, 0o4755);
+        let mut value = [0; 100];
+        let tool = Path::new(&dest).join("disk/bin/tool");
+        assert_eq!(rustix::fs::lgetxattr(tool, "security.capability", &mut value).unwrap(), 20);
+    }
+}
