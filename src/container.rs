@@ -12,7 +12,10 @@
 
 mod aff;
 mod bz2;
+mod ccd;
+mod chd;
 mod compressed;
+mod cso;
 mod cue;
 mod dc42;
 mod disc;
@@ -20,6 +23,8 @@ mod dmg;
 mod ewf;
 mod files;
 mod gz;
+mod mds;
+mod nrg;
 mod parallels;
 mod qcow;
 mod qcow2;
@@ -149,8 +154,15 @@ pub const FORMATS: &[ContainerFormat] = &[
     ewf::FORMAT,
     sparseimage::FORMAT,
     aff::FORMAT,
+    chd::FORMAT,
+    cso::FORMAT,
+    cso::DAX,
+    mds::FORMAT,
+    ccd::FORMAT,
     // A fixed VHD has only a footer; what stands before it is the guest's and could look like anything.
     vhd::FORMAT,
+    // Only a footer again, which must lead to a chunk that is known.
+    nrg::FORMAT,
     // Texts that describe a disc, known by their first words; then the sync pattern of raw sectors,
     // which no boot sector begins with.
     cue::FORMAT,

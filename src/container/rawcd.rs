@@ -28,7 +28,7 @@ fn probe(device: &dyn BlockDevice, _: &dyn Companions) -> Result<bool> {
 }
 
 /// The mode, and the sector of the disc, where a raw sector begins.
-fn header(device: &dyn BlockDevice, at: u64) -> Result<Option<(u8, u64)>> {
+pub(super) fn header(device: &dyn BlockDevice, at: u64) -> Result<Option<(u8, u64)>> {
     let Some(bytes) = probe_array::<16>(device, at)? else { return Ok(None) };
     let [minute, second, frame, mode] = match bytes.split_first_chunk::<12>() {
         Some((&SYNC, &[a, b, c, d])) => [a, b, c, d],

@@ -1,0 +1,356 @@
+//! CHD, of MAME: hunks of a hard disk or of a CD's frames, each packed by one of several methods.
+//!
+//! Specification: MAME, src/lib/util/chd.h and chdcodec.cpp. The crate `chd` reads maps and unpacks
+//! hunks; it allocates what the header says, so the header is checked here first.
+//!
+//! ```text
+//!   header | hunk map | metadata (list) | hunks
+//!   a CD's frame: sector (2,048 to 2,352, zeros up to 2,352) | subchannels 96;  tracks fill up to 4 frames
+//! ```
+//!
+//! Supported: versions 3, 4 and 5; hard disks, raw data and DVDs as they are; the data tracks of CDs.
+//! Not supported: parents, GD-ROMs, laser discs (the audio and video codec), versions 1 and 2.
+
+use std::io::{Read, Seek, SeekFrom};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
+
+use chd::Chd;
+use chd::map::{CompressionTypeLegacy, CompressionTypeV5, MapEntry};
+
+use super::disc::{Disc, Form, Piece, Track};
+use super::{Companions, ContainerFormat, Opened, Options};
+use crate::bytes::Record;
+use crate::cache::lock;
+use crate::device::mapped::{Mapped, Mapping, Place, Run};
+use crate::device::{BlockDevice, Device, probe_array, read_vec};
+use crate::error::{Error, Result};
+use crate::text::printable;
+
+pub(super) const FORMAT: ContainerFormat = ContainerFormat { name: "chd", snapshots: false, probe, open };
+
+const MAGIC: &[u8; 8] = b"MComprHD";
+const MAX_HUNK: u64 = 16 << 20;
+/// Bytes that the crate keeps of each hunk.
+const MAP_ENTRY: u64 = 16;
+/// A map of more bytes than this is refused: 16 million hunks.
+const MAX_MAP: u64 = 256 << 20;
+/// A map may be packed: a file of some size can have many more hunks that repeat each other.
+const MAP_RATIO: u64 = 64;
+const SMALL_MAP: u64 = 16 << 20;
+const MAX_METADATA: usize = 1000;
+const MAX_METADATA_LEN: usize = 64 << 10;
+/// Bytes of a CD's frame: a sector and its subchannels.
+const FRAME: u64 = 2448;
+/// Tracks are filled up to a multiple of so many frames.
+const TRACK_PADDING: u64 = 4;
+const MAX_TRACKS: usize = 99;
+/// A hunk that repeats another one, which repeats another one: no writer makes chains at all.
+const MAX_REPEATS: usize = 8;
+
+fn probe(device: &dyn BlockDevice, _: &dyn Companions) -> Result<bool> {
+    Ok(probe_array::<8>(device, 0)?.as_ref() == Some(MAGIC))
+}
+
+fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
+    let header = Header::read(file.as_ref())?;
+    let metadata = metadata(file.as_ref(), header.metadata_at)?;
+    let tag = |known: &[u8; 4]| metadata.iter().any(|item| &item.tag == known);
+    if tag(b"CHGD") || tag(b"CHGT") {
+        return Err(Error::unsupported(FORMAT.name, "a GD-ROM"));
+    }
+    if tag(b"AVAV") {
+        return Err(Error::unsupported(FORMAT.name, "a laser disc"));
+    }
+    let file_size = file.size();
+    let first = decoder(&file)?;
+    let unit_size = u64::from(first.header().unit_bytes());
+    let codecs: Vec<String> = first.header().codecs().iter().flatten().map(|codec| format!("{codec:?}")).collect();
+    let hunks =
+        Hunks { file: file.clone(), size: header.size, hunk_size: header.hunk_size, idle: Mutex::new(vec![first]) };
+    let sector_size = if unit_size == 2048 { 2048 } else { 512 };
+    let disk: Device = Arc::new(Mapped::new(Arc::new(hunks), file, None, sector_size, options.cache_size));
+    let tracks = tracks(&metadata)?;
+    let mut opened = if tracks.is_empty() {
+        let mut opened = Opened::new(FORMAT.name, disk);
+        opened.add("virtual size", format!("{} bytes", header.size));
+        opened.add("file size", format!("{file_size} bytes"));
+        opened
+    } else {
+        let mut opened = Disc { format: FORMAT.name, data: disk, tracks, notes: Vec::new() }.open(options)?;
+        opened.facts.retain(|(name, _)| *name != "file size");
+        opened.add("file size", format!("{file_size} bytes"));
+        opened
+    };
+    opened.add("version", header.version);
+    opened.add("hunk size", format!("{} bytes", header.hunk_size));
+    opened.add("compression", if codecs.is_empty() { "none".to_owned() } else { codecs.join(", ") });
+    for item in metadata.iter().filter(|item| item.tag.iter().all(u8::is_ascii_graphic)) {
+        let text = item.value.split(|&b| b == 0).next().unwrap_or_default();
+        if !text.is_empty() && text.iter().all(|b| b.is_ascii_graphic() || *b == b' ') {
+            opened.add("metadata", format!("{}: {}", printable(&item.tag), printable(text)));
+        }
+    }
+    Ok(opened)
+}
+
+/// What must be sound before the crate may read the file.
+struct Header {
+    version: u32,
+    size: u64,
+    hunk_size: u64,
+    metadata_at: u64,
+}
+
+impl Header {
+    fn read(device: &dyn BlockDevice) -> Result<Self> {
+        let len = usize::try_from(device.size().min(124)).map_err(|_| Error::Invalid)?;
+        let bytes = read_vec(device, 0, len)?;
+        let record = Record::new(FORMAT.name, "header", 0, &bytes);
+        let version = record.be32(12)?;
+        let (hunks, header, has_parent) = match version {
+            3 | 4 => {
+                let (hunk_size_at, metadata_at) = if version == 3 { (76, 36) } else { (44, 36) };
+                let header = Self {
+                    version,
+                    size: record.be64(28)?,
+                    hunk_size: record.be32(hunk_size_at)?.into(),
+                    metadata_at: record.be64(metadata_at)?,
+                };
+                (u64::from(record.be32(24)?), header, record.be32(16)? & 1 != 0)
+            }
+            5 => {
+                let (size, hunk_size) = (record.be64(32)?, u64::from(record.be32(56)?));
+                let unit_size = u64::from(record.be32(60)?);
+                if unit_size == 0 || hunk_size.checked_rem(unit_size) != Some(0) {
+                    return Err(record.corrupt_field("unit bytes"));
+                }
+                let map_at = record.be64(40)?;
+                let map = probe_array::<4>(device, map_at)?.ok_or_else(|| record.corrupt_field("map offset"))?;
+                let packed = record.be32(16)? != 0;
+                let map_end = map_at.saturating_add(u32::from_be_bytes(map).into());
+                if packed && map_end > device.size() {
+                    return Err(Error::corrupt(FORMAT.name, "hunk map (past the end of the file)", map_at));
+                }
+                let header = Self { version, size, hunk_size, metadata_at: record.be64(48)? };
+                let hunks = size.checked_div(hunk_size).unwrap_or(0);
+                (hunks, header, record.bytes(104, 20)?.iter().any(|&b| b != 0))
+            }
+            _ => return Err(Error::unsupported(FORMAT.name, format!("version {version}"))),
+        };
+        if !(1..=MAX_HUNK).contains(&header.hunk_size) || header.size == 0 {
+            return Err(record.corrupt_field("hunk bytes or logical bytes"));
+        }
+        let needed = header.size.div_ceil(header.hunk_size);
+        if version < 5 && hunks < needed {
+            return Err(record.corrupt_field("total hunks"));
+        }
+        let map = hunks.max(needed).saturating_mul(MAP_ENTRY);
+        if map > MAX_MAP || map > device.size().saturating_mul(MAP_RATIO).saturating_add(SMALL_MAP) {
+            return Err(Error::unsupported(FORMAT.name, format!("a map of {} hunks", hunks.max(needed))));
+        }
+        if has_parent {
+            return Err(Error::unsupported(FORMAT.name, "an image that needs its parent"));
+        }
+        Ok(header)
+    }
+}
+
+/// A piece of metadata.
+struct Metadata {
+    tag: [u8; 4],
+    value: Vec<u8>,
+}
+
+fn metadata(device: &dyn BlockDevice, mut at: u64) -> Result<Vec<Metadata>> {
+    let mut found = Vec::new();
+    while at != 0 {
+        let damaged = || Error::corrupt(FORMAT.name, "metadata", at);
+        let bytes = probe_array::<16>(device, at)?.ok_or_else(damaged)?;
+        let record = Record::new(FORMAT.name, "metadata", at, &bytes);
+        let len = usize::try_from(record.be32(4)? & 0xff_ffff).map_err(|_| damaged())?;
+        if found.len() >= MAX_METADATA {
+            return Err(damaged());
+        }
+        let value = read_vec(device, at.saturating_add(16), len.min(MAX_METADATA_LEN)).map_err(|_| damaged())?;
+        found.push(Metadata { tag: record.array(0)?, value });
+        at = record.be64(8)?;
+    }
+    Ok(found)
+}
+
+/// The tracks of a CD: `TRACK:1 TYPE:MODE1_RAW SUBTYPE:NONE FRAMES:100 PREGAP:0 PGTYPE:MODE1 ...`.
+fn tracks(metadata: &[Metadata]) -> Result<Vec<Track>> {
+    let mut tracks = Vec::new();
+    let (mut frame, mut next) = (0u64, 0u64);
+    for item in metadata.iter().filter(|item| matches!(&item.tag, b"CHTR" | b"CHT2")) {
+        let text = String::from_utf8_lossy(&item.value);
+        let value = |name: &str| {
+            let mut fields = text.trim_end_matches('\0').split_ascii_whitespace();
+            fields.find_map(|field| field.strip_prefix(name)?.strip_prefix(':'))
+        };
+        let damaged = || Error::corrupt(FORMAT.name, format!("metadata ({})", printable(text.as_bytes())), 0);
+        let number = |name: &str| value(name).map_or(Some(0), |value| value.parse::<u32>().ok()).ok_or_else(damaged);
+        let (form, big_endian) = match value("TYPE").ok_or_else(damaged)? {
+            "AUDIO" => (Form::Audio, true),
+            "MODE1" | "MODE1/2048" | "MODE2_FORM1" | "MODE2/2048" => (Form::Cooked, false),
+            "MODE1_RAW" | "MODE1/2352" => (Form::Raw { mode: 1 }, false),
+            "MODE2_RAW" | "MODE2/2352" | "CDI/2352" => (Form::Raw { mode: 2 }, false),
+            "MODE2" | "MODE2_FORM_MIX" | "MODE2/2336" => (Form::Mode2, false),
+            "MODE2_FORM2" | "MODE2/2324" => (Form::Form2, false),
+            _ => return Err(damaged()),
+        };
+        if tracks.len() >= MAX_TRACKS {
+            return Err(damaged());
+        }
+        let (frames, pregap) = (u64::from(number("FRAMES")?), u64::from(number("PREGAP")?));
+        let postgap = u64::from(number("POSTGAP")?);
+        // A pregap whose type begins with V is among the frames.
+        let stored = if value("PGTYPE").is_some_and(|kind| kind.starts_with('V')) { pregap.min(frames) } else { 0 };
+        let piece = Piece {
+            count: frames.saturating_sub(stored),
+            at: Some(frame.saturating_add(stored).saturating_mul(FRAME)),
+        };
+        let first_gap = if tracks.is_empty() && stored == 0 { 0 } else { pregap };
+        let lba: u64 = next.saturating_add(first_gap);
+        next = lba.saturating_add(piece.count).saturating_add(postgap);
+        frame = frame.saturating_add(frames.next_multiple_of(TRACK_PADDING));
+        tracks.push(Track { stride: FRAME, lba, big_endian, ..Track::new(number("TRACK")?, form, piece) });
+    }
+    Ok(tracks)
+}
+
+/// What the crate says, in our words.
+fn unreadable(error: &chd::Error, at: u64) -> Error {
+    match error {
+        chd::Error::UnsupportedFormat | chd::Error::UnsupportedVersion | chd::Error::RequiresParent => {
+            Error::unsupported(FORMAT.name, error.to_string())
+        }
+        error => Error::corrupt(FORMAT.name, format!("header, map or hunk ({error})"), at),
+    }
+}
+
+/// The crate panics on some damaged codes (as of version 0.4.0); that is damage like any other.
+fn guarded<T>(work: impl FnOnce() -> T) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|_| Error::corrupt(FORMAT.name, "header, map or hunk (codes)", 0))
+}
+
+fn decoder(file: &Device) -> Result<Chd<Reader>> {
+    let reader = Reader { device: file.clone(), at: 0 };
+    guarded(|| Chd::open(reader, None))?.map_err(|error| unreadable(&error, 0))
+}
+
+/// The file with a cursor, which the crate wants.
+struct Reader {
+    device: Device,
+    at: u64,
+}
+
+impl Read for Reader {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let rest = self.device.size().saturating_sub(self.at);
+        let len = usize::try_from(rest).unwrap_or(usize::MAX).min(buf.len());
+        if let Some(buf) = buf.get_mut(..len).filter(|buf| !buf.is_empty()) {
+            self.device.read_exact_at(buf, self.at).map_err(std::io::Error::other)?;
+        }
+        self.at = self.at.saturating_add(len as u64);
+        Ok(len)
+    }
+}
+
+impl Seek for Reader {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::End(by) => self.device.size().checked_add_signed(by),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+        };
+        self.at = at.ok_or(std::io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
+    }
+}
+
+/// The hunks of the disk.
+struct Hunks {
+    file: Device,
+    size: u64,
+    hunk_size: u64,
+    /// Decoders that no one uses now; as many as hunks were ever unpacked at one time.
+    idle: Mutex<Vec<Chd<Reader>>>,
+}
+
+/// How a hunk is kept.
+enum Kept {
+    /// Packed in `len` bytes, or stored.
+    Here { len: u64 },
+    /// As another hunk.
+    Repeats(u64),
+}
+
+fn kept(decoder: &Chd<Reader>, hunk: u64) -> Result<Kept> {
+    let damaged = || Error::corrupt(FORMAT.name, format!("map entry of hunk {hunk}"), 0);
+    let entry = usize::try_from(hunk).ok().and_then(|hunk| decoder.map().get_entry(hunk)).ok_or_else(damaged)?;
+    Ok(match entry {
+        MapEntry::V5Compressed(entry) => match entry.hunk_type().map_err(|_| damaged())? {
+            CompressionTypeV5::CompressionSelf => Kept::Repeats(entry.block_offset()),
+            _ => Kept::Here { len: entry.block_size().into() },
+        },
+        MapEntry::V5Uncompressed(_) => Kept::Here { len: 0 },
+        MapEntry::LegacyEntry(entry) => match entry.hunk_type().map_err(|_| damaged())? {
+            CompressionTypeLegacy::SelfHunk => Kept::Repeats(entry.block_offset()),
+            CompressionTypeLegacy::Mini => Kept::Here { len: 0 },
+            _ => Kept::Here { len: entry.block_size().into() },
+        },
+    })
+}
+
+impl Hunks {
+    fn unpack_with(&self, decoder: &mut Chd<Reader>, hunk: u64) -> Result<Vec<u8>> {
+        let damaged = || Error::corrupt(FORMAT.name, format!("hunk {hunk}"), 0);
+        let mut found = hunk;
+        // The crate follows repetitions without a bound.
+        for _ in 0..MAX_REPEATS {
+            match kept(decoder, found)? {
+                Kept::Repeats(other) => found = other,
+                Kept::Here { len } if len > self.file.size() => return Err(damaged()),
+                Kept::Here { .. } => {
+                    let size = usize::try_from(self.hunk_size).map_err(|_| damaged())?;
+                    let mut unpacked = vec![0; size];
+                    let number = u32::try_from(found).map_err(|_| damaged())?;
+                    let mut hunk = decoder.hunk(number).map_err(|error| unreadable(&error, 0))?;
+                    let len = hunk.read_hunk_in(&mut Vec::new(), &mut unpacked);
+                    return match len {
+                        Ok(len) if len == size => Ok(unpacked),
+                        Ok(_) => Err(damaged()),
+                        Err(error) => Err(unreadable(&error, 0)),
+                    };
+                }
+            }
+        }
+        Err(damaged())
+    }
+}
+
+impl Mapping for Hunks {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn map(&self, offset: u64) -> Result<Run> {
+        let unit = offset.checked_div(self.hunk_size).unwrap_or(0);
+        let within = offset.checked_rem(self.hunk_size).unwrap_or(0);
+        Ok(Run { place: Place::Packed { unit, within }, len: self.hunk_size.saturating_sub(within) })
+    }
+
+    fn unpack(&self, hunk: u64) -> Result<Vec<u8>> {
+        let idle = lock(&self.idle).pop();
+        let mut decoder = match idle {
+            Some(decoder) => decoder,
+            None => self::decoder(&self.file)?,
+        };
+        // A decoder that panicked is dropped.
+        let unpacked = guarded(|| self.unpack_with(&mut decoder, hunk))?;
+        lock(&self.idle).push(decoder);
+        unpacked
+    }
+}
