@@ -102,11 +102,23 @@ pub struct Opened {
     pub facts: Vec<(&'static str, String)>,
     /// What an examiner should know: a dirty bit, a missing checksum.
     pub notes: Vec<String>,
+    /// The tracks of sound of a disc.
+    pub tracks: Vec<SoundTrack>,
+}
+
+/// A track of sound.
+pub struct SoundTrack {
+    /// From 1.
+    pub number: u32,
+    /// From 1.
+    pub session: u32,
+    /// The bytes of a WAV file: 44,100 pairs of 16-bit samples a second.
+    pub device: Device,
 }
 
 impl Opened {
     fn new(format: &'static str, disk: Device) -> Self {
-        Self { disk, format, facts: Vec::new(), notes: Vec::new() }
+        Self { disk, format, facts: Vec::new(), notes: Vec::new(), tracks: Vec::new() }
     }
 
     /// The first value of a fact.

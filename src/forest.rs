@@ -149,6 +149,15 @@ impl Forest {
         forest
     }
 
+    /// Shows the bytes of a device that is no part of the disk under one more name of the root.
+    pub fn add_file(&mut self, name: String, device: Device) {
+        // An empty range: it shares no bytes with any tree.
+        let node = self.add(Synthetic::Flat(Flat { device, range: 0..0, blocks: OnceLock::new() }));
+        if let Some(Synthetic::Directory(rows)) = self.synthetic.get_mut(1) {
+            rows.push(Row { name: name.into_bytes(), node, kind: Kind::File });
+        }
+    }
+
     fn add(&mut self, node: Synthetic) -> NodeId {
         self.synthetic.push(node);
         NodeId(self.synthetic.len().saturating_sub(1) as u64)

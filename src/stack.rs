@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::container::{self, Opened};
+use crate::container::{self, Opened, SoundTrack};
 use crate::device::Device;
 use crate::device::cached::Cached;
 use crate::device::overlay::{self, Base, Overlay};
@@ -149,7 +149,7 @@ impl Image {
     pub fn open(path: &Path, options: &Options) -> Result<Self> {
         let metadata = std::fs::metadata(path).map_err(|error| Error::io(path.display().to_string(), error))?;
         let modified = metadata.modified().ok().and_then(Timestamp::from_system_time);
-        let Opened { disk, format, facts, notes } = container::open(path, &options.container_options()?)?;
+        let Opened { disk, format, facts, notes, tracks } = container::open(path, &options.container_options()?)?;
         let cached = Arc::new(Cached::new(disk, options.cache_size));
         let container = ContainerFacts { format, file_size: metadata.len(), facts, notes };
         // Absolute: a daemon leaves its folder, and a commit opens the base much later.
@@ -167,13 +167,17 @@ impl Image {
             parts.insert(1.min(parts.len()), untouched(windowed(cached.clone(), options)?));
         }
         let options = options.filesystem.clone();
-        Ok(Self { container, disk, cached, overlay, scan, parts, modified, options })
+        Ok(Self { container, disk, cached, overlay, scan, parts, tracks, modified, options })
     }
 
     /// Everything under one root.
     pub fn forest(&self) -> Forest {
         let branches: Vec<Branch> = self.parts.iter().map(|part| part.branch(&self.options)).collect();
-        Forest::new(&branches, self.main_part().map(|part| part.name.as_str()), self.modified)
+        let mut forest = Forest::new(&branches, self.main_part().map(|part| part.name.as_str()), self.modified);
+        for track in &self.tracks {
+            forest.add_file(format!("t{:02}.wav", track.number), track.device.clone());
+        }
+        forest
     }
 
     /// How to open the base of this image's overlay alone: with the format that it was first seen to have.

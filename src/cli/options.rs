@@ -129,6 +129,8 @@ pub const KNOWN: &[Known] = &[
     known("length", "SIZE", ""),
     known("format", "NAME", "the container's format, not to be probed; raw is one"),
     known("snapshot", "NAME", "an internal snapshot of the container"),
+    known("bad", "zero", "read what is known to be unreadable (ddrescue's map) as zeros"),
+    known("nospool", "", "never unpack into a temporary file (xz, zst and bz2 of one piece)"),
     known("cache", "SIZE", "bound on the sector cache (default 32M)"),
     known("codepage", "N", "FAT: code page of short names (default 437)"),
     known("time_offset", "MINUTES", "FAT: minutes from UTC to the times on the disk"),
@@ -215,6 +217,9 @@ impl MountOptions {
             "sizelimit" | "length" => self.stack.size_limit = Some(size(text)?),
             "format" => self.stack.container.format = Some(text.to_owned()),
             "snapshot" => self.stack.container.snapshot = Some(text.to_owned()),
+            "bad" if text == "zero" => self.stack.container.bad_as_zeros = true,
+            "bad" => bail!("zero is the only choice"),
+            "nospool" => self.stack.container.no_spool = true,
             "cache" => {
                 self.stack.cache_size = size(text)?;
                 self.stack.container.cache_size = self.stack.cache_size;
@@ -321,7 +326,7 @@ mod tests {
             let value = match known.value {
                 "" => String::new(),
                 "OCTAL" => "=022".to_owned(),
-                "UTC" => "=UTC".to_owned(),
+                "UTC" | "zero" => format!("={}", known.value),
                 _ => "=1".to_owned(),
             };
             MountOptions::parse([format!("{}{value}", known.name).as_str()]).unwrap();

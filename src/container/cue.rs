@@ -270,7 +270,7 @@ fn open_source(source: &Source<'_>, files: &mut Files, companions: &dyn Companio
 const MAX_CHUNKS: usize = 64;
 
 /// Where in a WAV file the samples are.
-fn wave_samples(device: &dyn BlockDevice) -> Result<(u64, u64)> {
+pub(super) fn wave_samples(device: &dyn BlockDevice) -> Result<(u64, u64)> {
     let damaged = |at| Error::corrupt(FORMAT.name, "WAV file", at);
     let magic = crate::device::probe_array::<12>(device, 0)?.ok_or_else(|| damaged(0))?;
     if !magic.starts_with(b"RIFF") || !magic.ends_with(b"WAVE") {

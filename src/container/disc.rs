@@ -16,9 +16,11 @@
 //! the disc, with holes between, because those of later sessions count from the start of the disc.
 //! Of a form 2 sector the first 2,048 bytes are shown.
 
+mod sound;
+
 use std::sync::Arc;
 
-use super::{Opened, Options};
+use super::{Opened, Options, SoundTrack};
 use crate::device::mapped::{Mapped, Mapping, Place, Run};
 use crate::device::{Device, read_vec};
 use crate::error::{Error, Result};
@@ -170,12 +172,17 @@ impl Disc {
     pub(super) fn open(self, options: &Options) -> Result<Opened> {
         let Self { format, data, tracks, mut notes } = self;
         let file_size = data.size();
-        let Some(first) = tracks.iter().find(|track| track.form != Form::Audio) else {
-            return Err(Error::unsupported(format, "a disc without a data track (sound alone)"));
-        };
+        let first = tracks.iter().find(|track| track.form != Form::Audio).map(|track| track.lba);
+        let sound: Vec<&Track> = tracks.iter().filter(|track| track.form == Form::Audio && track.count() > 0).collect();
+        if first.is_none() {
+            if sound.is_empty() {
+                return Err(Error::corrupt(format, "tracks (there are none)", 0));
+            }
+            notes.push("there is no data track: the disk is empty, the tracks are sound".to_owned());
+        }
         let mut sectors = Sectors { format, data: data.clone(), spans: Vec::new(), size: 0 };
         for track in tracks.iter().filter(|track| track.form != Form::Audio) {
-            let Some(distance) = track.lba.checked_sub(first.lba) else {
+            let Some(distance) = track.lba.checked_sub(first.unwrap_or(0)) else {
                 notes.push(format!("track {} lies before the first data track, and is not shown", track.number));
                 continue;
             };
@@ -187,8 +194,12 @@ impl Disc {
             notes.push("the image is cut off: sectors of a data track are missing at its end".to_owned());
         }
         let size = sectors.size;
-        let disk = Mapped::new(Arc::new(sectors), data, None, 2048, options.cache_size);
+        let disk = Mapped::new(Arc::new(sectors), data.clone(), None, 2048, options.cache_size);
         let mut opened = Opened::new(format, Arc::new(disk));
+        for track in sound {
+            let device = sound::wave(format, &data, track)?;
+            opened.tracks.push(SoundTrack { number: track.number, session: track.session, device });
+        }
         opened.add("virtual size", format!("{size} bytes"));
         opened.add("sessions", tracks.iter().map(|track| track.session).max().unwrap_or(1));
         for track in &tracks {

@@ -13,10 +13,11 @@
 //! Supported: all modes of tracks, subchannels (skipped), several files a track, pregaps.
 //! Not supported: FIFO; sessions, which these files do not have.
 
+use super::cue::wave_samples;
 use super::disc::{Disc, Form, Piece, Track, parse_msf};
 use super::files::{Files, Placed};
 use super::{Companions, ContainerFormat, Opened, Options};
-use crate::device::{BlockDevice, Device, read_vec};
+use crate::device::{BlockDevice, Device, probe_array, read_vec};
 use crate::error::{Error, Result};
 use crate::text::printable;
 
@@ -170,7 +171,7 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
 struct Layout {
     tracks: Vec<Track>,
     files: Files,
-    placed: Vec<(Vec<u8>, u64, u64)>,
+    placed: Vec<(Vec<u8>, Source)>,
     notes: Vec<String>,
     /// Sector of the disc that comes next.
     next: u64,
@@ -311,7 +312,7 @@ impl<'a> Reader<'a> {
         let start = if data { None } else { self.length() };
         let start = start.map_or(Ok(0), |word| word.sectors(unit))?;
         let length = self.length().map(|word| word.sectors(unit)).transpose()?.filter(|&count| count > 0);
-        let (at, size) = match self.place(name.text) {
+        let Source { at, size, wave } = match self.place(name.text) {
             Ok(found) => found,
             Err(error) if form == Form::Audio => {
                 self.layout.notes.push(format!("{} is left out: {error}", printable(name.text)));
@@ -319,6 +320,9 @@ impl<'a> Reader<'a> {
             }
             Err(error) => return Err(error),
         };
+        if let Some(track) = self.layout.tracks.last_mut().filter(|_| wave) {
+            track.big_endian = false;
+        }
         let skipped = offset.saturating_add(start.saturating_mul(stride));
         let rest = size.saturating_sub(skipped).checked_div(stride).unwrap_or(0);
         let piece = Piece { count: length.unwrap_or(rest), at: Some(at.saturating_add(skipped)) };
@@ -326,12 +330,24 @@ impl<'a> Reader<'a> {
     }
 
     /// Opens a file, once.
-    fn place(&mut self, name: &[u8]) -> Result<(u64, u64)> {
-        if let Some((_, at, size)) = self.layout.placed.iter().find(|(known, ..)| known == name) {
-            return Ok((*at, *size));
+    fn place(&mut self, name: &[u8]) -> Result<Source> {
+        if let Some((_, source)) = self.layout.placed.iter().find(|(known, _)| known == name) {
+            return Ok(*source);
         }
         let Placed { device, at } = self.layout.files.open(self.companions, name, false)?;
-        self.layout.placed.push((name.to_vec(), at, device.size()));
-        Ok((at, device.size()))
+        let wave = probe_array::<4>(device.as_ref(), 0)?.as_ref() == Some(b"RIFF");
+        let (start, size) = if wave { wave_samples(device.as_ref())? } else { (0, device.size()) };
+        let source = Source { at: at.saturating_add(start), size, wave };
+        self.layout.placed.push((name.to_vec(), source));
+        Ok(source)
     }
+}
+
+/// A file's bytes in the common space.
+#[derive(Clone, Copy)]
+struct Source {
+    at: u64,
+    size: u64,
+    /// A WAV file: its samples, low byte first.
+    wave: bool,
 }
