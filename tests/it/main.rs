@@ -14,6 +14,7 @@ mod fat_write;
 mod iso9660;
 mod layers;
 mod mount;
+mod optical;
 mod overlay;
 mod program;
 mod volumes;
