@@ -23,7 +23,22 @@ mod dmg;
 mod ewf;
 mod files;
 mod gz;
+mod bad;
+mod ccd;
+mod chd;
+mod cqm;
+mod cso;
+mod cue;
+mod d64;
+mod disc;
+mod dsk;
+mod files;
+mod floppy;
+mod flux;
+mod imd;
+mod imz;
 mod mds;
+mod msa;
 mod nrg;
 mod parallels;
 mod qcow;
@@ -32,7 +47,9 @@ mod rawcd;
 mod sparseimage;
 mod split;
 mod table;
+mod td0;
 mod toc;
+mod twoimg;
 mod unpack;
 mod vdi;
 mod vhd;
@@ -90,6 +107,8 @@ impl Options {
             hook(what, done, total);
         }
     }
+    /// Ranges that could not be read when the image was made are zeros, not errors.
+    pub bad_as_zeros: bool,
 }
 
 /// A container that was opened.
@@ -171,6 +190,16 @@ pub const FORMATS: &[ContainerFormat] = &[
     cso::DAX,
     mds::FORMAT,
     ccd::FORMAT,
+    imd::FORMAT,
+    dsk::FORMAT,
+    twoimg::FORMAT,
+    imz::FORMAT,
+    // Short magic numbers, with a checksum or a geometry that must fit.
+    td0::FORMAT,
+    cqm::FORMAT,
+    msa::FORMAT,
+    // Refused by name; otherwise they would be raw disks.
+    flux::FORMAT,
     // A fixed VHD has only a footer; what stands before it is the guest's and could look like anything.
     vhd::FORMAT,
     // Only a footer again, which must lead to a chunk that is known.
@@ -190,6 +219,8 @@ pub const FORMATS: &[ContainerFormat] = &[
     bz2::FORMAT,
     // Two bytes of magic and sizes that must add up to the file's: last of those with a header.
     dc42::FORMAT,
+    // By the size of the file and the bytes at its end alone.
+    d64::FORMAT,
     // A tar around a VMDK; its magic number is at byte 257, where a boot sector has code.
     vmdk::OVA,
 ];

@@ -11,6 +11,7 @@ mod ewf;
 mod ext;
 mod fat;
 mod fat_write;
+mod floppy;
 mod iso9660;
 mod layers;
 mod mount;
