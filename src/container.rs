@@ -30,6 +30,7 @@ mod cqm;
 mod cso;
 mod cue;
 mod d64;
+mod ddrescue;
 mod disc;
 mod dsk;
 mod files;
@@ -41,6 +42,7 @@ mod mds;
 mod msa;
 mod nrg;
 mod parallels;
+mod partclone;
 mod qcow;
 mod qcow2;
 mod rawcd;
@@ -174,6 +176,8 @@ pub struct ContainerFormat {
 pub const FORMATS: &[ContainerFormat] = &[
     // By name, and first: the other formats are then tried on the pieces put together.
     split::FORMAT,
+    // By a map beside the image, which says what of the bytes can be believed, whatever they are.
+    ddrescue::FORMAT,
     // These have their magic number in the first bytes, which no guest can write.
     qcow2::FORMAT,
     qcow::FORMAT,
@@ -190,6 +194,7 @@ pub const FORMATS: &[ContainerFormat] = &[
     cso::DAX,
     mds::FORMAT,
     ccd::FORMAT,
+    partclone::FORMAT,
     imd::FORMAT,
     dsk::FORMAT,
     twoimg::FORMAT,

@@ -17,5 +17,6 @@ mod layers;
 mod mount;
 mod optical;
 mod overlay;
+mod partclone;
 mod program;
 mod volumes;

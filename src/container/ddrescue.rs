@@ -1,0 +1,191 @@
+//! GNU ddrescue's map beside an image: which of its bytes were read, and which were not.
+//!
+//! Specification: GNU ddrescue manual, "Mapfile structure".
+//!
+//! ```text
+//!   # Mapfile. Created by GNU ddrescue version 1.27
+//!   0x00120000     ?     1              current place, status, pass
+//!   0x00000000  0x00117000  +           place, length, status: + read, ? * / - not (yet)
+//! ```
+//!
+//! Supported: `IMAGE.map`, `IMAGE.mapfile`, `IMAGE.log`, and the same beside the image's stem; maps of
+//! older versions (log files). Bytes that were not read are an error at their place, or zeros when
+//! the user says so; what the image is (raw, another container) is probed by its bytes.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::bad::{BadRange, Damaged};
+use super::{Companions, ContainerFormat, Opened, Options, open_raw, open_within};
+use crate::device::{BlockDevice, Device, read_vec};
+use crate::error::{Error, Result};
+use crate::text::printable;
+
+pub(super) const FORMAT: ContainerFormat = ContainerFormat { name: "ddrescue", snapshots: true, probe, open };
+
+const ENDINGS: [&str; 3] = ["map", "mapfile", "log"];
+/// A map of a disk that is wholly in pieces is a few megabytes.
+const MAX_LEN: u64 = 64 << 20;
+/// The map's head is recognised in as much.
+const PROBED: u64 = 64;
+/// Ranges that are listed one by one.
+const MAX_LISTED: usize = 100;
+
+fn probe(_: &dyn BlockDevice, companions: &dyn Companions) -> Result<bool> {
+    Ok(find(companions).is_some())
+}
+
+/// The map beside the image.
+fn find(companions: &dyn Companions) -> Option<(PathBuf, Device)> {
+    let own = Path::new(companions.own_name());
+    let siblings = companions.siblings().ok()?;
+    for ending in ENDINGS {
+        let mut appended = own.as_os_str().to_owned();
+        appended.push(".");
+        appended.push(ending);
+        for name in [PathBuf::from(appended), own.with_extension(ending)] {
+            if name.as_os_str() == own.as_os_str() || !siblings.contains(&name) {
+                continue;
+            }
+            let Ok(device) = companions.open(&name) else { continue };
+            if is_map(device.as_ref()) {
+                return Some((name, device));
+            }
+        }
+    }
+    None
+}
+
+fn is_map(device: &dyn BlockDevice) -> bool {
+    let len = usize::try_from(device.size().min(PROBED)).unwrap_or(0);
+    let head = read_vec(device, 0, len).unwrap_or_default();
+    let head = String::from_utf8_lossy(&head);
+    head.starts_with("# Mapfile. Created by GNU ddrescue")
+        || head.starts_with("# Rescue Logfile. Created by GNU ddrescue")
+}
+
+fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<Opened> {
+    let missing = || Error::unsupported(FORMAT.name, "an image without a map beside it");
+    let (name, map) = find(companions).ok_or_else(missing)?;
+    if map.size() > MAX_LEN {
+        return Err(Error::corrupt(FORMAT.name, "map (too long)", 0));
+    }
+    let text = read_vec(map.as_ref(), 0, usize::try_from(map.size()).map_err(|_| Error::Invalid)?)?;
+    let Map { bad, read, end } = Map::parse(&text, file.size())?;
+    let size = file.size();
+    let zero = options.bad_as_zeros;
+    let damaged = Damaged::new(file, bad.clone(), "ddrescue could not read it", zero);
+    // Pieces were put together before, and would be again, without the map.
+    let disk: Device = Arc::new(damaged);
+    let mut opened = match open_within(&[FORMAT.name, "split"], disk.clone(), companions, options) {
+        // The bytes by which formats are known were not read.
+        Err(Error::Io { .. }) => open_raw(disk, options)?,
+        opened => opened?,
+    };
+    if opened.format == "raw" {
+        opened.format = FORMAT.name;
+    }
+    opened.add("map", printable(name.as_os_str().as_encoded_bytes()));
+    opened.add("rescued", format!("{read} of {size} bytes"));
+    let lost = bad.iter().fold(0u64, |sum, range| sum.saturating_add(range.len));
+    opened.add("bad bytes", format!("{lost} in {} ranges", bad.len()));
+    for range in bad.iter().take(MAX_LISTED) {
+        opened.add("bad range", format!("{} bytes at {}", range.len, range.offset));
+    }
+    if bad.len() > MAX_LISTED {
+        opened.notes.push(format!("the first {MAX_LISTED} of {} bad ranges are listed", bad.len()));
+    }
+    if lost > 0 {
+        let how = if zero { "read as zeros" } else { "are errors when they are read" };
+        opened.notes.push(format!("{lost} bytes were not rescued; they {how}"));
+    }
+    if end > size {
+        opened.notes.push(format!("the image is shorter than its map: {} bytes are missing", end.saturating_sub(size)));
+    }
+    Ok(opened)
+}
+
+struct Map {
+    /// Ascending, within the image.
+    bad: Vec<BadRange>,
+    /// Bytes of the image that were read.
+    read: u64,
+    /// Where the map ends.
+    end: u64,
+}
+
+impl Map {
+    /// `size` is the image's: what lies behind the map was not read either.
+    fn parse(text: &[u8], size: u64) -> Result<Self> {
+        let mut map = Self { bad: Vec::new(), read: 0, end: 0 };
+        let mut at = 0u64;
+        let mut rows = 0u64;
+        for line in text.split(|&b| b == b'\n') {
+            let start = at;
+            at = at.saturating_add(line.len() as u64).saturating_add(1);
+            let line = line.split(|&b| b == b'#').next().unwrap_or_default();
+            let words: Vec<&[u8]> = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).collect();
+            if words.is_empty() {
+                continue;
+            }
+            rows = rows.saturating_add(1);
+            if rows == 1 {
+                // The current place and status.
+                continue;
+            }
+            let damaged = || Error::corrupt(FORMAT.name, "map", start);
+            let &[place, len, status] = words.as_slice() else { return Err(damaged()) };
+            let (offset, len) = (number(place).ok_or_else(damaged)?, number(len).ok_or_else(damaged)?);
+            if offset < map.end || !matches!(status, b"+" | b"?" | b"*" | b"/" | b"-") {
+                return Err(damaged());
+            }
+            let end = offset.checked_add(len).ok_or_else(damaged)?;
+            let gap = offset.saturating_sub(map.end);
+            map.push(map.end, gap, size);
+            map.end = end;
+            if status == b"+" {
+                map.read = map.read.saturating_add(end.min(size).saturating_sub(offset));
+            } else {
+                map.push(offset, len, size);
+            }
+        }
+        map.push(map.end, size.saturating_sub(map.end), size);
+        Ok(map)
+    }
+
+    fn push(&mut self, offset: u64, len: u64, size: u64) {
+        let len = len.min(size.saturating_sub(offset));
+        match self.bad.last_mut() {
+            Some(last) if last.offset.saturating_add(last.len) == offset => last.len = last.len.saturating_add(len),
+            _ if len > 0 => self.bad.push(BadRange { offset, len }),
+            _ => {}
+        }
+    }
+}
+
+/// Hexadecimal, octal or decimal, as C writes them.
+fn number(word: &[u8]) -> Option<u64> {
+    let word = std::str::from_utf8(word).ok()?;
+    if let Some(hex) = word.strip_prefix("0x").or(word.strip_prefix("0X")) {
+        return u64::from_str_radix(hex, 16).ok();
+    }
+    if word.len() > 1 && word.starts_with('0') { u64::from_str_radix(word, 8).ok() } else { word.parse().ok() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_but_a_plus_is_bad_and_so_is_what_the_map_leaves_out() {
+        let text = b"# Mapfile. Created by GNU ddrescue version 1.27\n# x\n0x10 ? 1\n\
+                     0x00 0x10 +\n0x10 0x10 -\n0x20 020 /\n0x30 16 +\n0x50 8 +\n";
+        let map = Map::parse(text, 100).unwrap();
+        let bad: Vec<_> = map.bad.iter().map(|range| (range.offset, range.len)).collect();
+        assert_eq!(bad, [(16, 32), (64, 16), (88, 12)]);
+        assert_eq!((map.read, map.end), (40, 88));
+        for bad in ["0 0 1\n0 5 +\n3 5 +", "0 ?\n0 5", "0 ?\n0 5 x", "0 ?\n0xffffffffffffffff 5 +", "0 ?\n-1 5 +"] {
+            assert!(Map::parse(bad.as_bytes(), 100).is_err(), "{bad}");
+        }
+    }
+}
