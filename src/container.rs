@@ -11,31 +11,25 @@
 //! ```
 
 mod aff;
+mod bad;
 mod bz2;
 mod ccd;
 mod chd;
 mod compressed;
-mod cso;
-mod cue;
-mod dc42;
-mod disc;
-mod dmg;
-mod ewf;
-mod files;
-mod gz;
-mod bad;
-mod ccd;
-mod chd;
 mod cqm;
 mod cso;
 mod cue;
 mod d64;
+mod dc42;
 mod ddrescue;
 mod disc;
+mod dmg;
 mod dsk;
+mod ewf;
 mod files;
 mod floppy;
 mod flux;
+mod gz;
 mod imd;
 mod imz;
 mod mds;
@@ -90,6 +84,8 @@ pub struct Options {
     pub cache_folder: Option<PathBuf>,
     /// Told about work that takes long.
     pub progress: Option<Progress>,
+    /// Ranges that could not be read when the image was made are zeros, not errors.
+    pub bad_as_zeros: bool,
 }
 
 /// A hook that is told how far an image is read or unpacked: what is done, bytes, bytes in all.
@@ -109,8 +105,6 @@ impl Options {
             hook(what, done, total);
         }
     }
-    /// Ranges that could not be read when the image was made are zeros, not errors.
-    pub bad_as_zeros: bool,
 }
 
 /// A container that was opened.
@@ -209,13 +203,13 @@ pub const FORMATS: &[ContainerFormat] = &[
     vhd::FORMAT,
     // Only a footer again, which must lead to a chunk that is known.
     nrg::FORMAT,
+    // And here: a trailer, behind data that may begin like a compressed file (they are its runs).
+    dmg::FORMAT,
     // Texts that describe a disc, known by their first words; then the sync pattern of raw sectors,
     // which no boot sector begins with.
     cue::FORMAT,
     toc::FORMAT,
     rawcd::FORMAT,
-    // Likewise: a trailer, behind data that may begin like a compressed file (they are its runs).
-    dmg::FORMAT,
     // Compressed disks: short magic numbers at the start, so after all that a trailer or a longer
     // number tells; the other formats are then tried on the disk that comes out.
     xz::FORMAT,

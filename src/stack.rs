@@ -69,6 +69,8 @@ pub struct Image {
     pub scan: Result<Option<Scan>>,
     /// The whole disk, its partitions, its boot images.
     pub parts: Vec<Part>,
+    /// The tracks of sound of a disc: `t02.wav`.
+    pub tracks: Vec<SoundTrack>,
     modified: Option<Timestamp>,
     options: filesystem::Options,
 }

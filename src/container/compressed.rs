@@ -27,9 +27,9 @@ use crate::device::mapped::{Mapped, Mapping, Place, Run};
 use crate::error::{Error, Result};
 
 /// Not tried on an unpacked disk: what wraps whole files.
-const OUTER: [&str; 5] = ["gz", "xz", "zst", "bz2", "split"];
+const OUTER: [&str; 6] = ["gz", "xz", "zst", "bz2", "split", "ddrescue"];
 /// Also not tried when the disk unpacks only from its start: told by their last bytes.
-const TRAILED: [&str; 2] = ["vhd", "dmg"];
+const TRAILED: [&str; 4] = ["vhd", "dmg", "nrg", "d64"];
 /// Units past this are never unpacked into memory.
 pub(super) const LARGEST_UNIT: u64 = 64 << 20;
 

@@ -12,7 +12,7 @@ fn disk(sectors: usize) -> Vec<u8> {
         .flat_map(|n| match n % 4 {
             0 => (0..512).map(|_| dice.roll(256) as u8).collect(),
             1 => vec![n as u8; 512],
-            2 => format!("sector {n:05} ").repeat(40)[..512].as_bytes().to_vec(),
+            2 => format!("sector {n:05} ").repeat(40).as_bytes()[..512].to_vec(),
             _ => vec![0; 512],
         })
         .collect();

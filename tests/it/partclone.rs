@@ -81,7 +81,7 @@ fn version_1(blocks: &[Option<[u8; 1024]>]) -> Vec<u8> {
 #[test]
 fn version_1_has_a_checksum_behind_each_block() {
     let folder = Folder::new("partclone");
-    let blocks: Vec<_> = (0..9000u32).map(|n| (n % 7 < 3).then(|| [n as u8 | 1; 1024])).collect();
+    let blocks: Vec<_> = (0..9000u32).map(|n| (n % 7 < 3).then_some([n as u8 | 1; 1024])).collect();
     let expected: Vec<u8> = blocks.iter().flat_map(|block| block.unwrap_or([0; 1024])).collect();
     assert!(decoded(&folder.write("old.pc", &version_1(&blocks))) == expected);
 }
@@ -89,7 +89,7 @@ fn version_1_has_a_checksum_behind_each_block() {
 #[test]
 fn damaged_partclone_images_are_errors_and_nothing_worse() {
     let folder = Folder::new("partclone");
-    let blocks: Vec<_> = (0..64u32).map(|n| (n % 7 < 3).then(|| [n as u8; 1024])).collect();
+    let blocks: Vec<_> = (0..64u32).map(|n| (n % 7 < 3).then_some([n as u8; 1024])).collect();
     damage(&folder.write("old.pc", &version_1(&blocks)), 1000);
     ext4(&folder, 4096, "1024");
     partclone(&folder, &[]);

@@ -181,7 +181,7 @@ pub(crate) fn mount_of(at: &Path) -> Option<(String, String, String)> {
     let text = std::fs::read_to_string("/proc/self/mounts").unwrap();
     let shown = at.to_str().unwrap().replace(' ', "\\040");
     let lines = text.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let line = lines.filter(|fields| fields[1] == shown).last()?;
+    let line = lines.filter(|fields| fields[1] == shown).next_back()?;
     Some((line[3].to_owned(), line[2].to_owned(), line[0].to_owned()))
 }
 
