@@ -122,7 +122,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(Outcome::Partial) => ExitCode::from(1),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("imgfs: {error:#}");
+            eprintln!("imgfs: {}", sentence(&error));
             ExitCode::from(1)
         }
     }
@@ -140,6 +140,15 @@ fn with_mount(mut args: Vec<OsString>) -> Vec<OsString> {
         args.insert(1, "mount".into());
     }
     args
+}
+
+/// The chain of causes in one line. A cause that the line ends with already is not said twice.
+fn sentence(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |line, cause| match line.as_str() {
+        "" => cause,
+        said if said.ends_with(&cause) => line,
+        said => format!("{said}: {cause}"),
+    })
 }
 
 /// The reader of our output went away: not an error of ours.

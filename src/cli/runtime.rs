@@ -108,7 +108,7 @@ impl Mark {
     /// Leaves word of a failure to whoever waits for the end.
     pub fn fail(&mut self, error: &anyhow::Error) {
         // Nobody waits, or the folder is full: there is no one else to tell.
-        let _ = self.locked.set_len(0).and_then(|()| write!(self.locked, "{FAILED}{error:#}"));
+        let _ = self.locked.set_len(0).and_then(|()| write!(self.locked, "{FAILED}{}", super::sentence(error)));
     }
 }
 
