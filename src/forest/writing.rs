@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use super::{Escaped, Forest, NakedDisk, Planted, Synthetic, Target, grafted, unescaped};
+use super::{Escaped, Flat, Forest, NakedDisk, Planted, Synthetic, Target, grafted, unescaped};
 use crate::cache::lock;
 use crate::device::{BlockDevice, Extent};
 use crate::error::{Error, Result};
@@ -51,6 +51,17 @@ impl Planted {
             }
         };
         *self.tree.write().unwrap_or_else(PoisonError::into_inner) = tree;
+    }
+}
+
+impl Flat {
+    /// A disk does not grow: past its end there is no space, as on a block device.
+    fn write(&self, buf: &[u8], offset: u64) -> Result<()> {
+        let writer = self.device.writer().ok_or(Error::ReadOnly)?;
+        match writer.write_all_at(buf, offset) {
+            Err(Error::PastEnd { .. }) => Err(Error::NoSpace),
+            written => written,
+        }
     }
 }
 
@@ -147,7 +158,7 @@ impl FileSystemWrite for Forest {
 
     fn write(&self, file: NodeId, buf: &[u8], offset: u64, now: Timestamp) -> Result<()> {
         if let Target::Synthetic(Synthetic::Flat(flat)) = self.target(file)? {
-            return flat.device.writer().ok_or(Error::ReadOnly)?.write_all_at(buf, offset);
+            return flat.write(buf, offset);
         }
         self.change(file, |writer, own, _| writer.write(own, buf, offset, now))
     }
@@ -160,7 +171,13 @@ impl FileSystemWrite for Forest {
     }
 
     fn rename(&self, dir: NodeId, name: &[u8], new_dir: NodeId, new_name: &[u8], replace: bool) -> Result<()> {
-        let Target::Tree(_, new_number, new_own) = self.target(new_dir)? else { return Err(Error::CrossDevice) };
+        let (Target::Tree(..), Target::Tree(_, new_number, new_own)) = (self.target(dir)?, self.target(new_dir)?)
+        else {
+            // Between a volume and what lies above all volumes, or within the latter, which never changes.
+            let apart =
+                matches!(self.target(dir)?, Target::Tree(..)) || matches!(self.target(new_dir)?, Target::Tree(..));
+            return Err(if apart { Error::CrossDevice } else { Error::ReadOnly });
+        };
         self.change(dir, |writer, own, number| {
             if number != new_number {
                 return Err(Error::CrossDevice);
@@ -310,7 +327,7 @@ impl FileSystemWrite for NakedDisk {
     }
 
     fn write(&self, _file: NodeId, buf: &[u8], offset: u64, _now: Timestamp) -> Result<()> {
-        self.flat.device.writer().ok_or(Error::ReadOnly)?.write_all_at(buf, offset)
+        self.flat.write(buf, offset)
     }
 
     fn set_attributes(&self, _node: NodeId, changes: &Changes) -> Result<()> {
