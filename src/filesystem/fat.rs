@@ -383,6 +383,7 @@ impl FileSystem for Fat {
         Ok(Attributes {
             blocks: stored.map(|len| len / 512),
             read_only: entry.attributes & entry::READ_ONLY != 0,
+            links: Some(u32::from(!state.orphans.contains_key(&node))),
             accessed: day.to_utc(self.time_offset),
             modified: entry.modified.to_utc(self.time_offset),
             created: entry.created.to_utc(self.time_offset),
