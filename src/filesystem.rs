@@ -202,6 +202,12 @@ pub trait FileSystem: Send + Sync {
         Ok(found)
     }
 
+    /// Whether a name that [`FileSystem::lookup`] finds is spelled otherwise than the directory has
+    /// it: in other letters, or as its short name.
+    fn is_other_spelling(&self, _dir: NodeId, _name: &[u8]) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Reads contents from `offset`; fewer bytes than asked only where the file ends.
     fn read(&self, file: NodeId, buf: &mut [u8], offset: u64) -> Result<usize>;
 

@@ -292,6 +292,13 @@ impl FileSystem for Forest {
         }
     }
 
+    fn is_other_spelling(&self, dir: NodeId, name: &[u8]) -> Result<bool> {
+        match self.target(dir)? {
+            Target::Tree(tree, _, own) => tree.is_other_spelling(own, &unescaped(name)),
+            Target::Synthetic(_) => Ok(false),
+        }
+    }
+
     fn read(&self, file: NodeId, buf: &mut [u8], offset: u64) -> Result<usize> {
         match self.target(file)? {
             Target::Tree(tree, _, own) => tree.read(own, buf, offset),
@@ -405,6 +412,10 @@ impl FileSystem for Escaped {
 
     fn lookup(&self, dir: NodeId, name: &[u8]) -> Result<Option<NodeId>> {
         self.tree.lookup(dir, &unescaped(name))
+    }
+
+    fn is_other_spelling(&self, dir: NodeId, name: &[u8]) -> Result<bool> {
+        self.tree.is_other_spelling(dir, &unescaped(name))
     }
 
     fn read(&self, file: NodeId, buf: &mut [u8], offset: u64) -> Result<usize> {

@@ -32,6 +32,10 @@ use crate::filesystem::{Attributes, DirEntry, FileSystem, Kind, NodeId, Timestam
 
 /// How long the kernel may keep what cannot change.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
+/// Marks the number by which the kernel knows a node that was asked for in another spelling. With one
+/// number for both, the kernel would take `mv name NAME` for a rename onto itself and leave it out.
+/// No tree numbers its nodes so high.
+const OTHER_SPELLING: u64 = 1 << 54;
 /// Cursors that the adapter itself uses: 0 is before `.`, 1 before `..`, 2 before the tree's first row.
 const OWN_ROWS: u64 = 2;
 
@@ -152,7 +156,7 @@ impl Adapter {
     }
 
     fn node(&self, ino: INodeNo) -> NodeId {
-        NodeId(self.swapped(ino.0))
+        NodeId(self.swapped(ino.0 & !OTHER_SPELLING))
     }
 
     /// Asks the tree. A failure is logged with operation and node; a panic is a bug of ours, costs
@@ -210,7 +214,11 @@ impl Adapter {
     fn find(&self, parent: INodeNo, name: &OsStr) -> Answer<Option<FileAttr>> {
         self.ask("lookup", parent, |tree, dir| {
             let Some(node) = tree.lookup(dir, name.as_bytes())? else { return Ok(None) };
-            Ok(Some(self.attr_of(node, &tree.attributes(node)?)))
+            let mut attr = self.attr_of(node, &tree.attributes(node)?);
+            if self.writable && tree.is_other_spelling(dir, name.as_bytes())? {
+                attr.ino = INodeNo(attr.ino.0 | OTHER_SPELLING);
+            }
+            Ok(Some(attr))
         })
     }
 
@@ -500,6 +508,7 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let written = self.change("write", ino, |writer, node| writer.write(node, data, offset, Timestamp::now()));
+        self.forget_first_spelling(ino);
         match written {
             // A request is bounded by the 16 MiB of fuser's buffer.
             Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),

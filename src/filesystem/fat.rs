@@ -437,6 +437,17 @@ impl FileSystem for Fat {
         }
     }
 
+    fn is_other_spelling(&self, dir: NodeId, name: &[u8]) -> Result<bool> {
+        let state = self.shared();
+        if state.orphans.contains_key(&dir) {
+            return Ok(false);
+        }
+        let key = self.directory_key(&state, dir)?;
+        let directory = self.directory(&state, key)?;
+        let directory = directory.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(directory.find(&self.hasher, name).is_some_and(|(_, row)| row.name.as_ref() != name))
+    }
+
     fn read(&self, file: NodeId, buf: &mut [u8], offset: u64) -> Result<usize> {
         let state = self.shared();
         if file == ROOT {

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use fuser::{Errno, FileAttr, FileHandle, FopenFlags, INodeNo, OpenAccMode, OpenFlags, RenameFlags, TimeOrNow};
 
-use super::{Adapter, Answer};
+use super::{Adapter, Answer, OTHER_SPELLING};
 use crate::cache::lock;
 use crate::error::{Error, Result};
 use crate::filesystem::{Changes, FileSystemWrite, Kind, NewNode, NodeId, Timestamp};
@@ -47,7 +47,8 @@ impl Adapter {
         let handle = FileHandle(self.next_handle.fetch_add(1, Ordering::Relaxed));
         // Of bytes that can change through another node, the kernel keeps none.
         let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
-        Ok((handle, if self.tree.is_shared(node) { direct } else { FopenFlags::FOPEN_KEEP_CACHE }))
+        let shared = self.tree.is_shared(node) || ino.0 & OTHER_SPELLING != 0;
+        Ok((handle, if shared { direct } else { FopenFlags::FOPEN_KEEP_CACHE }))
     }
 
     /// The end of what [`Adapter::begin`] began.
@@ -83,6 +84,17 @@ impl Adapter {
                 let _ = notifier.inval_inode(INodeNo(ino), 0, 0);
             }
         });
+    }
+
+    /// After a change by way of another spelling: the kernel's pages under the entry's own are void.
+    /// Done at once, as whoever changed it may look there next; those pages are other threads' matter.
+    pub(super) fn forget_first_spelling(&self, ino: INodeNo) {
+        if ino.0 & OTHER_SPELLING != 0
+            && let Some(notifier) = self.notifier.get()
+        {
+            // ENOENT: the kernel does not know it.
+            let _ = notifier.inval_inode(INodeNo(ino.0 & !OTHER_SPELLING), 0, 0);
+        }
     }
 
     pub(super) fn make(&self, parent: INodeNo, name: &OsStr, kind: Kind, mode: u32) -> Answer<FileAttr> {
@@ -143,6 +155,7 @@ impl Adapter {
             created: wanted.crtime.and_then(Timestamp::from_system_time),
         };
         self.change("setattr", ino, |writer, node| writer.set_attributes(node, &changes))?;
+        self.forget_first_spelling(ino);
         self.attr("setattr", ino)
     }
 }
