@@ -189,6 +189,19 @@ impl Image {
         Options { container: container::Options { format, ..defaults.container.clone() }, ..defaults }
     }
 
+    /// Whether the changes can be written into the image itself in the end: better asked before
+    /// there are any.
+    pub fn check_committable(&self) -> Result<()> {
+        match (&self.overlay, self.container.format) {
+            (None, _) => Err(Error::ReadOnly),
+            (Some(_), "raw") => Ok(()),
+            (Some(_), format) => Err(Error::unsupported(
+                format,
+                "writing changes into the image itself (keep the overlay, and `imgfs commit -o` makes a new image of both)",
+            )),
+        }
+    }
+
     /// The overlay, everything else closed; `None` without one, or while something else holds it.
     pub fn into_overlay(self) -> Option<Overlay> {
         let overlay = self.overlay.clone();

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use imgfs::device::overlay::State;
 use imgfs::error::Error;
 use imgfs::filesystem::{Changes, FileSystem, FileSystemWrite, Kind, NewNode, NodeId, Timestamp};
 use imgfs::forest::Forest;
@@ -165,8 +166,9 @@ fn edit(args: &EditArgs, target: &Target, change: impl FnOnce(&Editor<'_>, &Targ
     let result = apply(args, target, options, change);
     if let Some(path) = fresh.filter(|_| args.in_place || result.is_err()) {
         // Made for this edit alone; what it held is in the image now, or is not wanted.
-        let unfinished = imgfs::device::overlay::info(&path).is_ok_and(|info| info.data_clusters > 0 && args.in_place);
-        if !unfinished || result.is_ok() {
+        // But a commit that was interrupted needs it to be finished.
+        let state = imgfs::device::overlay::info(&path).ok().and_then(|info| Some(info.base.binding?.state));
+        if result.is_ok() || state != Some(State::Copying) {
             std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
         }
     }
@@ -180,6 +182,9 @@ fn apply(
     change: impl FnOnce(&Editor<'_>, &Target) -> Result<()>,
 ) -> Result<()> {
     let image: Image = target.open_with(options)?;
+    if args.in_place {
+        image.check_committable()?;
+    }
     let forest = image.forest();
     let editor = Editor { forest: &forest };
     let changed = change(&editor, target);

@@ -90,6 +90,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
     );
     let mountpoint = args.mountpoint.canonicalize().with_context(|| explain_missing(&args.mountpoint))?;
     let image = target.open_with(options.clone())?;
+    if args.commit {
+        image.check_committable()?;
+    }
     report(&image);
     if let Some(Writing::Overlay(path, _)) = &options.stack.writing {
         eprintln!("imgfs: changes go to {}", path.display());
