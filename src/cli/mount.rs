@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use fuser::{Config, Session, SessionACL};
-use imgfs::filesystem::FileSystem;
+use imgfs::filesystem::{FileSystem, FileSystemWrite};
 use imgfs::forest::Escaped;
 use imgfs::fuse::attach::{Request, attach};
 use imgfs::fuse::{Adapter, View};
@@ -201,7 +201,7 @@ fn serve(
     };
     let writable = tree.writer().is_some();
     let write_back = writable.then(|| WriteBack::start(tree.clone()));
-    let adapter = Adapter::new(tree, view, root);
+    let adapter = Adapter::new(tree.clone(), view, root);
     let notifier = adapter.notifier();
     let request = Request { mountpoint, source: image, allow_other: options.allow_other, read_only: !writable };
     let connection = attach(request).map_err(|error| explain_refused(error, mountpoint))?;
@@ -232,7 +232,10 @@ fn serve(
     session.run()?;
     // It holds the tree: what comes now needs everything closed.
     drop(write_back);
-    let finished = finish();
+    // A failure when the kernel said its last word could only be logged.
+    let settled = tree.writer().map_or(Ok(()), FileSystemWrite::quiesce).context("what was written last is lost");
+    drop(tree);
+    let finished = settled.and(finish());
     if let Some(path) = pid_file {
         let _ = std::fs::remove_file(path);
     }
