@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use imgfs::device::overlay::apply_patch;
-use imgfs::stack::{Image, Options};
+use imgfs::stack::{Image, Options, Writing};
 
 use super::Outcome;
 use super::options::{OverlayArgs, WritingArgs};
@@ -52,8 +52,15 @@ pub struct ApplyArgs {
 pub fn apply(args: &ApplyArgs) -> Result<Outcome> {
     let file = File::open(&args.patch).with_context(|| args.patch.display().to_string())?;
     let writing = args.writing.parse(&args.image, true)?;
+    let fresh = match &writing {
+        Some(Writing::Overlay(path, _)) if !path.exists() => Some(path.clone()),
+        _ => None,
+    };
     let image = Image::open(&args.image, &Options { writing, ..Options::default() })?;
-    let summary = apply_patch(&mut BufReader::new(file), image.disk.as_ref())?;
+    let summary = apply_patch(&mut BufReader::new(file), image.disk.as_ref()).inspect_err(|_| {
+        // Made for this patch alone.
+        let _ = fresh.map(std::fs::remove_file);
+    })?;
     println!("{} runs, {} of them there already", summary.records, summary.present);
     if let Some(overlay) = image.into_overlay() {
         overlay.close()?;
