@@ -121,12 +121,13 @@ pub fn mv(args: &MvArgs) -> Result<Outcome> {
 
 /// The second word of `mv`: a path alone, or one of the same image.
 fn new_path(text: &OsStr, from: &Target) -> Result<Vec<u8>> {
-    if text.as_encoded_bytes().starts_with(b"/") {
-        return Ok(text.as_encoded_bytes().to_vec());
+    // The image's own name may start with a slash as well.
+    match Target::parse(text) {
+        Ok(to) if to.image == from.image => Ok(to.path),
+        _ if text.as_encoded_bytes().starts_with(b"/") => Ok(text.as_encoded_bytes().to_vec()),
+        Ok(_) => bail!("mv stays within one image: use cp and rm"),
+        Err(error) => Err(error),
     }
-    let to = Target::parse(text)?;
-    ensure!(to.image == from.image, "mv stays within one image: use cp and rm");
-    Ok(to.path)
 }
 
 /// Copies files of the host into an image: what `imgfs cp` does when its last word is an image's path.
