@@ -19,4 +19,6 @@ mod optical;
 mod overlay;
 mod partclone;
 mod program;
+mod rw_mount;
+mod verbs;
 mod volumes;
