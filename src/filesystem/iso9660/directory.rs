@@ -75,6 +75,8 @@ impl Iso {
             let to_end = CHUNK.saturating_sub(at.checked_rem(CHUNK).unwrap_or(0));
             let len = to_end.min(directory.len.saturating_sub(offset));
             if self.scan_chunk(&mut scan, at, len, visit)?.is_break() {
+                // Whoever comes back for the rest starts behind the damage.
+                self.remember_damage(&scan);
                 return Ok(());
             }
             if scan.damage.as_ref().is_some_and(|(_, ends)| *ends) {
@@ -85,13 +87,18 @@ impl Iso {
         if let Some(row) = scan.held.take() {
             self.medium.notes.add(format!("the last section of the file at byte {} is missing", row.node.0));
             if visit(&row).is_break() {
+                self.remember_damage(&scan);
                 return Ok(());
             }
         }
-        if let Some((error, _)) = scan.damage {
-            self.damaged.insert(directory.at, error, 64);
-        }
+        self.remember_damage(&scan);
         self.damaged.get(&directory.at).map_or(Ok(()), Err)
+    }
+
+    fn remember_damage(&self, scan: &Scan<'_>) {
+        if let Some((error, _)) = &scan.damage {
+            self.damaged.insert(scan.directory.at, error.clone(), 64);
+        }
     }
 
     /// One chunk, in one read when that works, else sector by sector.
