@@ -305,6 +305,10 @@ impl FileSystem for Iso {
     fn extent(&self, file: NodeId, offset: u64) -> Result<Extent> {
         let node = self.node(file)?;
         match &node.contents {
+            // What cannot be read is no hole.
+            Contents::File { trouble: Some(_), .. } => {
+                Ok(Extent { stored: true, len: node.attributes.size.saturating_sub(offset) })
+            }
             Contents::File { sections, packing: Some(packing), .. } => {
                 packing.extent(sections, self.medium.device.as_ref(), offset, node.at)
             }

@@ -767,6 +767,52 @@ fn a_damaged_record_is_said_and_hides_no_other_sector() {
 }
 
 #[test]
+fn damage_is_said_at_the_end_of_a_listing_that_was_fetched_in_parts() {
+    let folder = Folder::new();
+    run(&folder, "coreutils", "mkdir source; for i in $(seq 100 299); do echo $i > source/file$i; done");
+    run(&folder, "genisoimage", "genisoimage -quiet -R -o image.iso source");
+    let mut bytes = fs::read(folder.join("image.iso")).unwrap();
+    let at = record(&bytes, b"FILE150.;1");
+    bytes[at + 32] = 250;
+    let tree = open_bytes(&bytes);
+    let (mut cursor, mut parts) = (0, 0);
+    let end = loop {
+        let mut rows = 0;
+        let listed = tree.read_dir(tree.root(), cursor, &mut |row| {
+            (cursor, rows) = (row.next, rows + 1);
+            rows < 20
+        });
+        parts += 1;
+        if rows < 20 {
+            break listed;
+        }
+        listed.unwrap();
+    };
+    assert!(parts > 5 && matches!(end, Err(Error::Corrupt { .. })), "{parts} {end:?}");
+}
+
+#[test]
+fn a_sparse_file_of_rock_ridge_has_no_holes_as_it_cannot_be_read() {
+    let mut bytes = small("-R");
+    let at = record(&bytes, b"A.;1");
+    // In the place of the times, whose field has 26 bytes: the size in two halves, and filling.
+    let field = at + find(&bytes[at..], b"TF\x1a\x01");
+    let mut sparse = b"SF\x15\x01".to_vec();
+    for half in [0u32, 1 << 20] {
+        sparse.extend(half.to_le_bytes());
+        sparse.extend(half.to_be_bytes());
+    }
+    sparse.extend(b"\x01XX\x05\x01\x00");
+    bytes[field..field + 26].copy_from_slice(&sparse);
+    let tree = open_bytes(&bytes);
+    let node = child(tree.as_ref(), "a");
+    assert_eq!(tree.attributes(node).unwrap().size, 1 << 20);
+    assert!(matches!(tree.read(node, &mut [0; 9], 9), Err(Error::Unsupported { .. })));
+    let extent = tree.extent(node, 1000).unwrap();
+    assert!(extent.stored && extent.len == (1 << 20) - 1000, "{extent:?}");
+}
+
+#[test]
 fn a_directory_that_contains_itself_is_one_node() {
     let mut bytes = small("-R");
     let root = root_directory(&bytes);
