@@ -19,6 +19,9 @@ use crate::error::{Error, Result};
 const MAX_AREAS: usize = 128;
 /// Bytes in one continuation area; writers stay below a block.
 const MAX_AREA: u32 = 64 << 10;
+/// Bytes of all continuation areas of one record: a target of PATH_MAX takes 6 KiB. Each record of a
+/// directory can have so many, and all of them are read to find one name.
+const MAX_TOTAL: usize = 128 << 10;
 /// Signature, length and version.
 const HEADER: usize = 4;
 /// System use of a CD-ROM XA disc, which lies before the fields.
@@ -131,12 +134,16 @@ fn walk(
     let at = record.system_use_at().saturating_add(skip as u64);
     let mut next = walk_area(medium, first, at, visit)?;
     let mut visited = Vec::new();
+    let mut room = MAX_TOTAL;
     while let Some(continuation) = next {
         if visited.len() >= MAX_AREAS || visited.contains(&continuation.at) {
             return Err(Error::corrupt(NAME, "continuation area (CE, a loop)", continuation.at));
         }
         visited.push(continuation.at);
         let len = continuation.len.min(MAX_AREA) as usize;
+        room = room
+            .checked_sub(len)
+            .ok_or_else(|| Error::corrupt(NAME, "continuation area (CE, too many bytes)", continuation.at))?;
         let area = read_vec(medium.device.as_ref(), continuation.at, len)?;
         next = walk_area(medium, &area, continuation.at, visit)?;
     }
