@@ -826,6 +826,29 @@ fn damage_in_one_place_hides_nothing_else_and_is_an_error_of_its_own_node() {
     assert_eq!(tree.read(file, &mut [0; 9], 0).unwrap(), 2);
 }
 
+#[test]
+fn a_directory_larger_than_its_device_ends_with_an_error() {
+    let scratch = Scratch::new("endless");
+    let image = scratch.path("image");
+    let said = sh(&format!(
+        r"cd {}; mke2fs -q -t ext2 -b 1024 image 1M >/dev/null; echo 'mkdir d' | debugfs -w image >/dev/null 2>&1
+        printf 'sif d block[IND] 900\nsif d block[DIND] 901\nsif d size 67000320\n' | debugfs -w image >/dev/null 2>&1
+        debugfs -R 'blocks /d' image 2>/dev/null",
+        scratch.0.display()
+    ));
+    // Its one block again and again: all of an indirect block, which is all of another.
+    let block: u32 = String::from_utf8(said).unwrap().split(' ').next().unwrap().parse().unwrap();
+    let mut bytes = std::fs::read(&image).unwrap();
+    bytes[900 << 10..901 << 10].copy_from_slice(&block.to_le_bytes().repeat(256));
+    bytes[901 << 10..902 << 10].copy_from_slice(&900u32.to_le_bytes().repeat(256));
+    std::fs::write(&image, bytes).unwrap();
+    let tree = open_image(&image, false);
+    let dir = tree.lookup(tree.root(), b"d").unwrap().unwrap();
+    let listed = tree.read_dir(dir, 0, &mut |_| true);
+    assert!(matches!(listed, Err(Error::Corrupt { .. })), "{listed:?}");
+    assert!(tree.lookup(dir, b"x").is_err());
+}
+
 /// What lies before the end of a cut image is read; what lies behind is an error, never zeros.
 #[test]
 fn a_cut_image_is_read_as_far_as_it_goes() {

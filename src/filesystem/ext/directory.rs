@@ -55,6 +55,12 @@ pub struct Walk {
     pub stopped: bool,
 }
 
+/// Bytes of one directory that are looked through: the kernel's own bound is 2 GiB, and 4 GiB hold
+/// some hundred million names.
+const MOST_BYTES: u64 = 4 << 30;
+/// Holes and unreadable blocks that are passed over in one walk, to find the rows behind them.
+const MOST_GAPS: u32 = 1 << 16;
+
 /// Names of a directory whose own index cannot be used, each with its inode.
 pub type NameIndex = HashMap<Box<[u8]>, u32>;
 
@@ -83,23 +89,28 @@ impl Ext {
         }
         let map = FileMap { ext: self, inode };
         let mut offset = from.saturating_sub(from.checked_rem(block).unwrap_or(0));
-        // No directory in order has more blocks than the device.
-        let mut budget = self.disk.size().saturating_add(block);
-        while offset < size && budget > 0 && !walk.stopped {
+        // No directory in order has more blocks than the device, but the image says how large that is.
+        let mut budget = self.disk.size().saturating_add(block).min(MOST_BYTES);
+        let mut gaps = 0u32;
+        while offset < size && !walk.stopped {
+            if budget == 0 || gaps > MOST_GAPS {
+                walk.damage.get_or_insert_with(|| inode.corrupt("directory size"));
+                break;
+            }
             let run = match map.map(offset) {
                 Ok(run) => run,
                 Err(error) => {
                     walk.damage.get_or_insert(error);
                     // Another branch of the tree may be whole; the damaged one has no known length.
                     offset = offset.saturating_add(block);
-                    budget = budget.saturating_sub(block);
+                    gaps = gaps.saturating_add(1);
                     continue;
                 }
             };
             let Place::At(place) = run.place else {
                 walk.damage.get_or_insert_with(|| inode.corrupt("hole in a directory"));
                 offset = offset.saturating_add(run.len);
-                budget = budget.saturating_sub(block);
+                gaps = gaps.saturating_add(1);
                 continue;
             };
             let len = run.len.min(PIECE.max(block)).min(size.saturating_sub(offset).next_multiple_of(block));
