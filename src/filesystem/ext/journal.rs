@@ -38,6 +38,10 @@ const FAST_COMMIT_BLOCKS: u32 = 256;
 const FAST_COMMIT_HEAD: u16 = 9;
 /// Below this many blocks a log has no fast commit area.
 const SMALLEST_LOG: u32 = 1024;
+/// Blocks of a log that are looked at: four times the largest log that mke2fs makes by itself.
+const MOST_BLOCKS: u32 = 1 << 20;
+/// Revocations that are kept: a log of a gigabyte has some thousand.
+const MOST_REVOCATIONS: usize = 1 << 22;
 
 /// Where the newest copy of a block lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +105,12 @@ struct Tag {
     block: u64,
     flags: u16,
     checksum: u32,
+}
+
+/// How much of a log is looked at.
+struct Budget {
+    blocks: u32,
+    revocations: usize,
 }
 
 /// What a committed transaction holds.
@@ -210,7 +220,9 @@ impl<'a> Log<'a> {
         let (mut block, mut number, mut count) = (self.start, self.sequence, 0u32);
         // The ring is walked once, and has no more blocks than the device.
         let blocks = self.ext.disk.size().checked_div(self.ext.superblock.block_size.into()).unwrap_or(0);
-        let mut budget = self.end.saturating_sub(self.first).min(u32::try_from(blocks).unwrap_or(u32::MAX));
+        let blocks = u32::try_from(blocks).unwrap_or(u32::MAX).min(MOST_BLOCKS);
+        let mut budget =
+            Budget { blocks: self.end.saturating_sub(self.first).min(blocks), revocations: MOST_REVOCATIONS };
         while block != 0 {
             match self.transaction(block, number, &mut budget) {
                 Ok(Some((transaction, next))) => {
@@ -249,13 +261,13 @@ impl<'a> Log<'a> {
     }
 
     /// The transaction that starts at `block`, with the block behind it; `None` where the log ends.
-    fn transaction(&self, mut block: u32, number: u32, budget: &mut u32) -> Result<Option<(Transaction, u32)>> {
+    fn transaction(&self, mut block: u32, number: u32, budget: &mut Budget) -> Result<Option<(Transaction, u32)>> {
         let mut transaction = Transaction::default();
         let mut damage: Option<Error> = None;
         let mut checksum = !0u32;
         loop {
-            let Some(left) = budget.checked_sub(1) else { return Ok(None) };
-            *budget = left;
+            let Some(left) = budget.blocks.checked_sub(1) else { return Ok(None) };
+            budget.blocks = left;
             let (at, bytes) = self.read(block)?;
             let raw = Record::new("ext", "journal block", at, &bytes);
             block = self.next(block);
@@ -269,8 +281,8 @@ impl<'a> Log<'a> {
                     }
                     checksum = if self.compat & COMPAT_CHECKSUM != 0 { crc32_be(checksum, &bytes) } else { checksum };
                     for tag in self.tags(&raw)? {
-                        let Some(left) = budget.checked_sub(1) else { return Ok(None) };
-                        *budget = left;
+                        let Some(left) = budget.blocks.checked_sub(1) else { return Ok(None) };
+                        budget.blocks = left;
                         let at = if self.has_checksums() || self.compat & COMPAT_CHECKSUM != 0 {
                             let (at, copy) = self.read(block)?;
                             checksum = crc32_be(checksum, &copy);
@@ -297,7 +309,12 @@ impl<'a> Log<'a> {
                     if !self.tail_is_right(&raw)? {
                         damage.get_or_insert_with(|| raw.corrupt_field("revoke checksum"));
                     }
+                    let before = transaction.revoked.len();
                     self.revocations(&raw, &mut transaction.revoked)?;
+                    let more = transaction.revoked.len().saturating_sub(before);
+                    budget.revocations = budget.revocations.checked_sub(more).ok_or_else(|| {
+                        Error::unsupported("ext", format!("a journal with more than {MOST_REVOCATIONS} revocations"))
+                    })?;
                 }
                 _ => return Ok(None),
             }
