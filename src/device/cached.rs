@@ -60,9 +60,8 @@ impl BlockDevice for Cached {
             let within = offset % LINE;
             let line = match self.line(offset.saturating_sub(within)) {
                 Ok(line) => line,
-                // One bad sector must not take its seven neighbours with it.
-                Err(Error::Io { .. }) => return self.below.read_exact_at(buf, offset),
-                Err(error) => return Err(error),
+                // One bad sector, or damaged cluster, must not take its neighbours with it.
+                Err(_) => return self.below.read_exact_at(buf, offset),
             };
             let from = usize::try_from(within).ok().and_then(|w| line.get(w..)).unwrap_or_default();
             let count = from.len().min(buf.len());
