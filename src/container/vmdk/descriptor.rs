@@ -147,7 +147,12 @@ impl ExtentLine {
             "FLAT" | "VMFS" => Content::Flat,
             "SPARSE" | "VMFSSPARSE" | "SESPARSE" => Content::Sparse,
             "ZERO" => Content::Zero,
-            other => return Err(Error::unsupported(FORMAT.name, format!("an extent of the type {other}"))),
+            other => {
+                return Err(Error::unsupported(
+                    FORMAT.name,
+                    format!("an extent of the type {}", printable(other.as_bytes())),
+                ));
+            }
         };
         if sectors.checked_mul(SECTOR).is_none() || (file.is_empty() && content != Content::Zero) {
             return Err(corrupt());
