@@ -321,6 +321,10 @@ impl<'a> Copy<'a> {
     /// Where the destination can hold them: what it refuses for good reasons is left out.
     fn xattrs(&mut self, file: impl std::os::fd::AsFd, node: NodeId) -> Result<()> {
         for name in self.forest.xattrs(node)? {
+            // Gives a program rights as set-user-id does.
+            if name == b"security.capability" && !self.args.special {
+                continue;
+            }
             let value = self.forest.xattr(node, &name)?;
             match rustix::fs::fsetxattr(&file, OsStr::from_bytes(&name), &value, XattrFlags::empty()) {
                 Ok(()) | Err(Errno::NOTSUP | Errno::PERM | Errno::ACCESS | Errno::INVAL) => {}
