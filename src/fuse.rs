@@ -36,6 +36,8 @@ const FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// number for both, the kernel would take `mv name NAME` for a rename onto itself and leave it out.
 /// No tree numbers its nodes so high.
 const OTHER_SPELLING: u64 = 1 << 54;
+/// Longest link target that the kernel takes: PATH_MAX without its final NUL.
+const MAX_TARGET: usize = 4095;
 /// Cursors that the adapter itself uses: 0 is before `.`, 1 before `..`, 2 before the tree's first row.
 const OWN_ROWS: u64 = 2;
 
@@ -336,6 +338,8 @@ impl Filesystem for Adapter {
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
         match self.ask("readlink", ino, |tree, node| tree.read_link(node)) {
+            // More than the kernel can take back.
+            Ok(target) if target.len() > MAX_TARGET => reply.error(Errno::ENAMETOOLONG),
             Ok(target) => reply.data(&target),
             Err(errno) => reply.error(errno),
         }
@@ -657,6 +661,8 @@ fn seek(tree: &dyn FileSystem, node: NodeId, offset: i64, whence: i32) -> Result
     /// From `linux/fs.h`; the kernel answers the other kinds by itself.
     const SEEK_DATA: i32 = 3;
     const SEEK_HOLE: i32 = 4;
+    /// Extents that one request looks at: a small image can claim billions.
+    const MAX_STEPS: u32 = 1 << 16;
     let want_stored = match whence {
         SEEK_DATA => true,
         SEEK_HOLE => false,
@@ -664,7 +670,14 @@ fn seek(tree: &dyn FileSystem, node: NodeId, offset: i64, whence: i32) -> Result
     };
     let size = tree.attributes(node)?.size;
     let Some(mut at) = u64::try_from(offset).ok().filter(|at| *at < size) else { return Ok(None) };
+    let mut steps = 0u32;
     while at < size {
+        steps = steps.saturating_add(1);
+        if steps > MAX_STEPS {
+            // Zeros may be called data at any time, and what was not looked at is taken for it.
+            at = if want_stored { at } else { size };
+            break;
+        }
         let extent = tree.extent(node, at)?;
         if extent.stored == want_stored || extent.len == 0 {
             break;
@@ -748,6 +761,35 @@ mod tests {
     fn times_before_1970_keep_their_nanoseconds() {
         let time = system_time(Some(Timestamp { seconds: -2, nanoseconds: 750_000_000 }));
         assert_eq!(UNIX_EPOCH.duration_since(time).unwrap(), Duration::from_millis(1250));
+    }
+
+    #[test]
+    fn a_search_for_data_or_a_hole_ends_however_many_extents_there_are() {
+        /// Eight exabytes in extents of one byte.
+        struct Endless(bool);
+        impl FileSystem for Endless {
+            fn root(&self) -> NodeId {
+                NodeId(1)
+            }
+            fn attributes(&self, _: NodeId) -> Result<Attributes> {
+                Ok(Attributes::new(Kind::File, i64::MAX as u64))
+            }
+            fn read_dir(&self, _: NodeId, _: u64, _: &mut crate::filesystem::EntrySink<'_>) -> Result<()> {
+                Err(Error::NotDirectory)
+            }
+            fn read(&self, _: NodeId, _: &mut [u8], _: u64) -> Result<usize> {
+                Ok(0)
+            }
+            fn extent(&self, _: NodeId, _: u64) -> Result<crate::device::Extent> {
+                Ok(crate::device::Extent { stored: self.0, len: 1 })
+            }
+            fn summary(&self) -> crate::filesystem::Summary {
+                crate::filesystem::Summary::default()
+            }
+        }
+        assert_eq!(seek(&Endless(true), NodeId(1), 0, 4).unwrap(), Some(i64::MAX));
+        assert_eq!(seek(&Endless(false), NodeId(1), 0, 3).unwrap(), Some(1 << 16));
+        assert_eq!(seek(&Endless(true), NodeId(1), 7, 3).unwrap(), Some(7));
     }
 
     #[test]
