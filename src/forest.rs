@@ -9,7 +9,7 @@
 //! ```
 //!
 //! X.img is the bytes, X/ is the files, and nothing synthetic is ever inside X/. Names from the
-//! medium are escaped here, once for every reader, and only as far as a path requires.
+//! medium are escaped here, once for every reader, and only as far as a path requires: see `name`.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -17,7 +17,12 @@ use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
+mod name;
 mod writing;
+
+pub use name::{Symlinks, escaped, unescaped};
+
+use name::Names;
 
 use crate::device::{Device, Extent};
 use crate::error::{Error, Result};
@@ -56,6 +61,7 @@ pub struct Forest {
     synthetic: Vec<Synthetic>,
     trees: Vec<Planted>,
     modified: Option<Timestamp>,
+    names: Names,
 }
 
 enum Synthetic {
@@ -81,6 +87,8 @@ struct Flat {
 
 /// A tree in its place, and who writes to its bytes.
 struct Planted {
+    name: String,
+    symlinks: Symlinks,
     tree: RwLock<Arc<dyn FileSystem>>,
     reopen: Option<Reopen>,
     /// The number by which its top directory is known, also after it was decoded anew.
@@ -116,6 +124,7 @@ impl Forest {
             synthetic: vec![Synthetic::Directory(Vec::new()), Synthetic::Directory(Vec::new())],
             trees: Vec::new(),
             modified,
+            names: Names::default(),
         };
         let mut rows = Vec::new();
         for branch in branches {
@@ -124,7 +133,7 @@ impl Forest {
             let node = forest.add(Synthetic::Flat(flat));
             rows.push(Row { name: format!("{}.img", branch.name).into_bytes(), node, kind: Kind::File });
             if let Some(tree) = &branch.tree
-                && let Some(node) = forest.plant(tree, branch.reopen.clone(), range)
+                && let Some(node) = forest.plant(tree, branch, range)
             {
                 rows.push(Row { name: branch.name.clone().into_bytes(), node, kind: Kind::Directory });
             }
@@ -158,20 +167,30 @@ impl Forest {
         }
     }
 
+    /// Shows the trees' symbolic links in another way. [`Symlinks::Below`] names the root's own path.
+    pub fn with_symlinks(mut self, symlinks: Symlinks) -> Self {
+        for planted in &mut self.trees {
+            planted.symlinks = symlinks.within(planted.name.as_bytes());
+        }
+        self
+    }
+
     fn add(&mut self, node: Synthetic) -> NodeId {
         self.synthetic.push(node);
         NodeId(self.synthetic.len().saturating_sub(1) as u64)
     }
 
     /// The root of a new tree; `None` when the top byte has no number left.
-    fn plant(&mut self, tree: &Arc<dyn FileSystem>, reopen: Option<Reopen>, range: Range<u64>) -> Option<NodeId> {
+    fn plant(&mut self, tree: &Arc<dyn FileSystem>, branch: &Branch, range: Range<u64>) -> Option<NodeId> {
         if self.trees.len() >= MAX_TREES {
             return None;
         }
         let (state, unsettled) = (Mutex::default(), AtomicBool::new(false));
         self.trees.push(Planted {
+            name: branch.name.clone(),
+            symlinks: Symlinks::AsIs,
             tree: RwLock::new(tree.clone()),
-            reopen,
+            reopen: branch.reopen.clone(),
             root: tree.root(),
             range,
             state,
@@ -247,7 +266,9 @@ impl FileSystem for Forest {
 
     fn attributes(&self, node: NodeId) -> Result<Attributes> {
         let synthetic = match self.target(node)? {
-            Target::Tree(tree, _, own) => return tree.attributes(own),
+            Target::Tree(tree, number, own) => {
+                return self.planted(number)?.symlinks.attributes(tree.as_ref(), own);
+            }
             Target::Synthetic(synthetic) => synthetic,
         };
         let mut attributes = match synthetic {
@@ -263,10 +284,13 @@ impl FileSystem for Forest {
 
     fn read_dir(&self, dir: NodeId, cursor: u64, emit: &mut EntrySink<'_>) -> Result<()> {
         match self.target(dir)? {
-            Target::Tree(tree, number, own) => tree.read_dir(own, cursor, &mut |entry| {
-                let node = self.graft(number, tree.as_ref(), entry.node);
-                emit(DirEntry { node, name: escaped(entry.name), ..entry })
-            }),
+            Target::Tree(tree, number, own) => {
+                let symlinks = &self.planted(number)?.symlinks;
+                self.names.read_dir((tree.as_ref(), number), own, cursor, &mut |entry| {
+                    let node = self.graft(number, tree.as_ref(), entry.node);
+                    symlinks.hides(entry.kind) || emit(DirEntry { node, ..entry })
+                })
+            }
             Target::Synthetic(Synthetic::Directory(rows)) => {
                 for (row, next) in rows.iter().zip(1u64..).filter(|(_, next)| *next > cursor) {
                     if !emit(DirEntry { node: row.node, name: Cow::Borrowed(&row.name), kind: row.kind, next }) {
@@ -282,7 +306,8 @@ impl FileSystem for Forest {
     fn lookup(&self, dir: NodeId, name: &[u8]) -> Result<Option<NodeId>> {
         match self.target(dir)? {
             Target::Tree(tree, number, own) => {
-                let found = tree.lookup(own, &unescaped(name))?;
+                let found = self.names.lookup((tree.as_ref(), number), own, name)?;
+                let found = self.planted(number)?.symlinks.found(tree.as_ref(), found)?;
                 Ok(found.map(|node| self.graft(number, tree.as_ref(), node)))
             }
             Target::Synthetic(Synthetic::Directory(rows)) => {
@@ -321,7 +346,7 @@ impl FileSystem for Forest {
 
     fn read_link(&self, link: NodeId) -> Result<Vec<u8>> {
         match self.target(link)? {
-            Target::Tree(tree, _, own) => tree.read_link(own),
+            Target::Tree(tree, number, own) => self.planted(number)?.symlinks.read_link(tree.as_ref(), own),
             Target::Synthetic(Synthetic::Link(target)) => Ok(target.clone()),
             Target::Synthetic(_) => Err(Error::Invalid),
         }
@@ -388,12 +413,19 @@ impl FileSystem for Forest {
 /// One tree at the root, its names escaped as the forest's are.
 pub struct Escaped {
     tree: Arc<dyn FileSystem>,
+    names: Names,
+    symlinks: Symlinks,
 }
 
 impl Escaped {
     /// Shows `tree` at the root.
     pub fn new(tree: Arc<dyn FileSystem>) -> Self {
-        Self { tree }
+        Self { tree, names: Names::default(), symlinks: Symlinks::AsIs }
+    }
+
+    /// Shows symbolic links in another way. [`Symlinks::Below`] names the tree's own path.
+    pub fn with_symlinks(self, symlinks: Symlinks) -> Self {
+        Self { symlinks, ..self }
     }
 }
 
@@ -403,15 +435,17 @@ impl FileSystem for Escaped {
     }
 
     fn attributes(&self, node: NodeId) -> Result<Attributes> {
-        self.tree.attributes(node)
+        self.symlinks.attributes(self.tree.as_ref(), node)
     }
 
     fn read_dir(&self, dir: NodeId, cursor: u64, emit: &mut EntrySink<'_>) -> Result<()> {
-        self.tree.read_dir(dir, cursor, &mut |entry| emit(DirEntry { name: escaped(entry.name), ..entry }))
+        self.names
+            .read_dir((self.tree.as_ref(), 0), dir, cursor, &mut |entry| self.symlinks.hides(entry.kind) || emit(entry))
     }
 
     fn lookup(&self, dir: NodeId, name: &[u8]) -> Result<Option<NodeId>> {
-        self.tree.lookup(dir, &unescaped(name))
+        let found = self.names.lookup((self.tree.as_ref(), 0), dir, name)?;
+        self.symlinks.found(self.tree.as_ref(), found)
     }
 
     fn is_other_spelling(&self, dir: NodeId, name: &[u8]) -> Result<bool> {
@@ -427,7 +461,7 @@ impl FileSystem for Escaped {
     }
 
     fn read_link(&self, link: NodeId) -> Result<Vec<u8>> {
-        self.tree.read_link(link)
+        self.symlinks.read_link(self.tree.as_ref(), link)
     }
 
     fn xattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
@@ -555,61 +589,6 @@ fn grafted(tree: u64, own: NodeId) -> NodeId {
     NodeId(tree << TREE_SHIFT | own.0)
 }
 
-/// The bytes that no path component can have, or that stand for something else as a whole name.
-fn is_special(byte: u8, whole: &[u8]) -> bool {
-    byte == b'/' || byte == 0 || (byte == b'.' && matches!(whole, b"." | b".."))
-}
-
-/// `%` and the two digits of an escape that [`escaped`] could have made.
-fn escape_at(name: &[u8]) -> Option<u8> {
-    match name {
-        [b'%', b'2', b'F', ..] => Some(b'/'),
-        [b'%', b'0', b'0', ..] => Some(0),
-        [b'%', b'2', b'E', ..] => Some(b'.'),
-        [b'%', b'2', b'5', ..] => Some(b'%'),
-        _ => None,
-    }
-}
-
-/// A name that a path can hold: `/`, NUL, and the names `.` and `..` become `%2F`, `%00`, `%2E`; a
-/// `%` that would read as one of these becomes `%25`. Other names stay as they are.
-pub fn escaped(name: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
-    let tails = |name: &[u8], at: usize| name.get(at..).and_then(escape_at).is_some();
-    if !(0..name.len()).any(|at| name.get(at).is_some_and(|&b| is_special(b, &name)) || tails(&name, at)) {
-        return name;
-    }
-    let mut out = Vec::with_capacity(name.len().saturating_add(8));
-    for (at, &byte) in name.iter().enumerate() {
-        if is_special(byte, &name) || tails(&name, at) {
-            out.extend_from_slice(format!("%{byte:02X}").as_bytes());
-        } else {
-            out.push(byte);
-        }
-    }
-    Cow::Owned(out)
-}
-
-/// The inverse of [`escaped`].
-pub fn unescaped(mut name: &[u8]) -> Cow<'_, [u8]> {
-    if !name.contains(&b'%') {
-        return Cow::Borrowed(name);
-    }
-    let mut out = Vec::with_capacity(name.len());
-    while let Some((&first, rest)) = name.split_first() {
-        match escape_at(name) {
-            Some(byte) => {
-                out.push(byte);
-                name = name.get(3..).unwrap_or_default();
-            }
-            None => {
-                out.push(first);
-                name = rest;
-            }
-        }
-    }
-    Cow::Owned(out)
-}
-
 /// A label as a file name: letters, digits and `#+-.:=@_` stay, and so does what is not ASCII and
 /// not a control character; the rest is percent-encoded, as is a leading dot.
 fn percent_encoded(text: &str) -> String {
@@ -631,26 +610,6 @@ fn percent_encoded(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::device::memory::Memory;
-
-    #[test]
-    fn every_name_escapes_to_one_that_a_path_can_hold_and_back() {
-        for (name, shown) in [
-            ("plain", "plain"),
-            ("a/b", "a%2Fb"),
-            ("a%2Fb", "a%252Fb"),
-            ("%%2F", "%%252F"),
-            ("100%", "100%"),
-            ("50%25", "50%2525"),
-            (".", "%2E"),
-            ("..", "%2E%2E"),
-            ("...", "..."),
-            ("a\0", "a%00"),
-        ] {
-            let escape = escaped(Cow::Borrowed(name.as_bytes())).into_owned();
-            assert_eq!(String::from_utf8_lossy(&escape), shown);
-            assert_eq!(unescaped(&escape), name.as_bytes());
-        }
-    }
 
     fn branch(name: &str, label: &str) -> Branch {
         let device: Device = Arc::new(Memory::new(vec![7; 1000], 512));

@@ -15,13 +15,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use fuser::{Config, Session, SessionACL};
 use imgfs::filesystem::{FileSystem, FileSystemWrite};
-use imgfs::forest::Escaped;
+use imgfs::forest::{Escaped, Symlinks};
 use imgfs::fuse::attach::{Request, attach};
 use imgfs::fuse::{Adapter, View};
 use imgfs::stack::{Image, Tree, Writing};
 
 use super::Outcome;
-use super::options::{self, MountOptions, WritingArgs};
+use super::options::{self, MountOptions, SymlinkChoice, WritingArgs};
 use super::runtime::{self, Mark};
 use super::target::{ImageArgs, Target};
 use super::{cp, umount};
@@ -167,16 +167,31 @@ fn tree(image: &Image, options: &MountOptions, mountpoint: &Path) -> Result<Arc<
         ensure!(options.tree.is_none(), "{} is a file: a tree needs a directory", mountpoint.display());
         return Ok(Arc::new(image.naked()));
     }
-    let Some(wanted) = &options.tree else { return Ok(Arc::new(image.forest())) };
+    let Some(wanted) = &options.tree else {
+        return Ok(Arc::new(image.forest().with_symlinks(symlinks(options, SymlinkChoice::Rewrite, mountpoint))));
+    };
     let part = match wanted {
         None => image.main_part(),
         Some(name) => image.parts.iter().find(|part| part.name == *name),
     };
     match (part.map(|part| &part.tree), wanted) {
-        (Some(Tree::Open { tree, .. }), _) => Ok(Arc::new(Escaped::new(tree.clone()))),
+        (Some(Tree::Open { tree, .. }), _) => {
+            let symlinks = symlinks(options, SymlinkChoice::AsIs, mountpoint);
+            Ok(Arc::new(Escaped::new(tree.clone()).with_symlinks(symlinks)))
+        }
         (Some(Tree::Broken(error)), _) => Err(error.clone()).context("this volume has no tree"),
         (_, Some(name)) => bail!("there is no tree {name}; `imgfs info` lists what there is"),
         (_, None) => bail!("no file system that imgfs knows; without -o tree, disk.img shows the bytes"),
+    }
+}
+
+/// What becomes of symbolic links. A tree at the mount point itself may be somebody's root, for
+/// chroot or a container: there links stay as they are unless something else is asked for.
+fn symlinks(options: &MountOptions, default: SymlinkChoice, mountpoint: &Path) -> Symlinks {
+    match options.symlinks.unwrap_or(default) {
+        SymlinkChoice::AsIs => Symlinks::AsIs,
+        SymlinkChoice::Rewrite => Symlinks::Below(mountpoint.as_os_str().as_encoded_bytes().to_vec()),
+        SymlinkChoice::Hide => Symlinks::Hidden,
     }
 }
 

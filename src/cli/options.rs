@@ -28,6 +28,19 @@ pub struct MountOptions {
     pub read_write: bool,
     /// `tree` or `tree=p1`: this tree at the mount point itself.
     pub tree: Option<Option<String>>,
+    /// `symlinks=`: what becomes of symbolic links.
+    pub symlinks: Option<SymlinkChoice>,
+}
+
+/// The words that `symlinks=` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SymlinkChoice {
+    /// As on the medium.
+    AsIs,
+    /// Absolute ones stay inside their tree.
+    Rewrite,
+    /// Not shown.
+    Hide,
 }
 
 /// Where changes go: the same for a mount and for the commands that change an image.
@@ -115,6 +128,11 @@ pub const KNOWN: &[Known] = &[
     known("ro", "", "read-only (the default)"),
     known("rw", "", "read and write: changes go to an overlay, never into the image"),
     known("tree", "[pN]", "one tree at the mount point itself: the main one, or the named one"),
+    known(
+        "symlinks",
+        "asis|rewrite|hide",
+        "absolute links: as on the medium (the default with tree), or made to stay inside their tree; or no links at all",
+    ),
     known("owners", "", "the disk's owners and permissions (the default for root)"),
     known("noowners", "", "everything belongs to the caller and is readable (the default for others)"),
     known("uid", "N", "owner of all files"),
@@ -205,6 +223,7 @@ impl MountOptions {
             "ro" => self.read_write = false,
             "rw" => self.read_write = true,
             "tree" => self.tree = Some(value.map(str::to_owned)),
+            "symlinks" => self.symlinks = Some(symlinks(text)?),
             "owners" => self.owners = Some(true),
             "noowners" => self.owners = Some(false),
             "uid" => self.uid = Some(number(text)?),
@@ -259,6 +278,15 @@ fn unknown(name: &str) -> anyhow::Error {
 
 fn number<T: std::str::FromStr>(text: &str) -> Result<T> {
     text.parse().map_err(|_| anyhow::anyhow!("{text:?} is not a number in range"))
+}
+
+fn symlinks(text: &str) -> Result<SymlinkChoice> {
+    match text {
+        "asis" => Ok(SymlinkChoice::AsIs),
+        "rewrite" => Ok(SymlinkChoice::Rewrite),
+        "hide" => Ok(SymlinkChoice::Hide),
+        _ => bail!("the words are asis, rewrite and hide"),
+    }
 }
 
 fn octal(text: &str) -> Result<u16> {
@@ -327,6 +355,7 @@ mod tests {
                 "" => String::new(),
                 "OCTAL" => "=022".to_owned(),
                 "UTC" | "zero" => format!("={}", known.value),
+                words if words.contains('|') => format!("={}", words.split('|').next().unwrap()),
                 _ => "=1".to_owned(),
             };
             MountOptions::parse([format!("{}{value}", known.name).as_str()]).unwrap();

@@ -460,7 +460,7 @@ fn zisofs_shows_the_size_and_the_bytes_of_the_file_before_it_was_packed() {
     xorriso("version_2=off", "v1.iso");
     xorriso("version_2=on:block_size_v2=256k", "v2.iso");
     xorriso("version_2=on:susp_z2=on", "z2.iso");
-    run(&folder, "zisofs-tools", "mkzftree source packed; genisoimage -quiet -R -z -o g.iso packed");
+    run(&folder, "genisoimage", "mkzftree source packed; genisoimage -quiet -R -z -o g.iso packed");
     let host = bare(&host_tree(&folder.join("source")));
     for (image, magic) in [("v1.iso", b"ZFpz"), ("v2.iso", b"ZFPZ"), ("z2.iso", b"Z2PZ"), ("g.iso", b"ZFpz")] {
         let bytes = fs::read(folder.join(image)).unwrap();
@@ -484,7 +484,7 @@ fn zisofs_shows_the_size_and_the_bytes_of_the_file_before_it_was_packed() {
 fn a_damaged_zisofs_block_is_an_error_and_the_other_blocks_are_read() {
     let folder = Folder::new();
     run(&folder, "coreutils", "mkdir source; seq 1 200000 > source/seq");
-    run(&folder, "zisofs-tools", "mkzftree source packed; genisoimage -quiet -R -z -o g.iso packed");
+    run(&folder, "genisoimage", "mkzftree source packed; genisoimage -quiet -R -z -o g.iso packed");
     let mut bytes = fs::read(folder.join("g.iso")).unwrap();
     let at = find(&bytes, b"\x37\xe4\x53\x96\xc9\xdb\xd6\x07");
     let second = le32(&bytes, at + 20) as usize;
@@ -1183,7 +1183,7 @@ fn changed_bytes_never_make_it_panic_or_hang() {
         "coreutils",
         "mkdir -p s/1/2/3/4/5/6/7/8/9; seq 1 20000 > s/seq; echo x > s/1/2/3/4/5/6/7/8/9/x; ln -s /a/../b s/l",
     );
-    run(&folder, "zisofs-tools", "mkzftree s packed; printf '%02000d' 0 > packed/boot");
+    run(&folder, "genisoimage", "mkzftree s packed; printf '%02000d' 0 > packed/boot");
     let genisoimage = "genisoimage -quiet -R -J -z -b boot -no-emul-boot -c cat -o g.iso packed 2>/dev/null";
     run(&folder, "genisoimage", genisoimage);
     let xorriso = "xorriso -xattr on -zisofs version_2=on -outdev x.iso -map s / -set_filter_r --zisofs / -- \
