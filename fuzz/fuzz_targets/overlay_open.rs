@@ -4,10 +4,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use imgfs::device::memory::Memory;
 use imgfs::device::overlay::store::{MemoryStore, Store};
 use imgfs::device::overlay::{Base, Options, Overlay};
-use imgfs::device::memory::Memory;
-use imgfs::device::{BlockDevice, BlockWrite, Device};
+use imgfs::device::{BlockDevice, Device};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
