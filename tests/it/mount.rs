@@ -372,7 +372,7 @@ fn nodes_of_every_kind_are_what_they_are() {
     let scratch = Scratch::new();
     for name in ["filesystem/ext/ext2.img", "filesystem/ext/ext4.img", "filesystem/iso9660/rockridge.iso"] {
         let image = testimage(name, &scratch.path(""));
-        let mounted = Mounted::new(&image, &[]);
+        let mounted = Mounted::new(&image, &["-o", "symlinks=asis"]);
         let stat = |name: &str| lstat(mounted.path("disk").join(name)).unwrap();
         let device = |name: &str| (rustix::fs::major(stat(name).rdev()), rustix::fs::minor(stat(name).rdev()));
         assert!(stat("null").file_type().is_char_device());
@@ -682,6 +682,29 @@ fn a_damaged_file_answers_with_an_error_and_the_rest_is_read() {
 }
 
 #[test]
+fn absolute_links_stay_inside_their_tree_unless_asked_otherwise() {
+    let scratch = Scratch::new();
+    let image = testimage("filesystem/ext/ext4.img", &scratch.path(""));
+    let shown = |options: &[&str], path: &str| {
+        let mounted = Mounted::new(&image, options);
+        let target = std::fs::read_link(mounted.path(path));
+        if let Ok(target) = &target {
+            assert_eq!(lstat(mounted.path(path)).unwrap().len(), target.as_os_str().len() as u64);
+        }
+        let root = mounted.at.canonicalize().unwrap();
+        target.map(|target| target.strip_prefix(root).map_or(target.clone(), |rest| Path::new("MNT").join(rest)))
+    };
+    let medium = Path::new("/").join(["a target of many components"; 6].join("/"));
+    let inside = Path::new("MNT/disk").join(medium.strip_prefix("/").unwrap());
+    assert_eq!(shown(&[], "disk/long link").unwrap(), inside);
+    assert_eq!(shown(&[], "disk/short link").unwrap(), Path::new("docs/notes.txt"));
+    assert_eq!(shown(&["-o", "symlinks=asis"], "disk/long link").unwrap(), medium);
+    assert_eq!(shown(&["-o", "tree"], "long link").unwrap(), medium);
+    assert!(shown(&["-o", "symlinks=hide"], "disk/long link").is_err());
+    assert_eq!(shown(&["-o", "symlinks=hide"], "files").unwrap(), Path::new("disk"));
+}
+
+#[test]
 fn the_mount_and_the_manifest_are_the_same_row_for_row() {
     let scratch = Scratch::new();
     let mut rows = 0;
@@ -696,7 +719,7 @@ fn the_mount_and_the_manifest_are_the_same_row_for_row() {
         "container/vhdx/dynamic.vhdx",
     ] {
         let image = testimage(name, &scratch.path(""));
-        let mounted = Mounted::new(&image, &[]);
+        let mounted = Mounted::new(&image, &["-o", "symlinks=asis"]);
         let (seen, told) = (walked(&mounted.at), manifest(image.to_str().unwrap()));
         assert_eq!(seen.symmetric_difference(&told).collect::<Vec<_>>(), [""; 0], "{name}");
         rows += seen.len();
