@@ -165,16 +165,7 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         if mount_of(&self.at).is_some() {
             let how = if std::thread::panicking() { &["umount", "-z"][..] } else { &["umount"] };
-            let unmount = || said(imgfs().args(how).arg(&self.at).output().unwrap());
-            let mut said = unmount();
-            // A child of another test holds what is open here until it has become another program.
-            for _ in 0..20 {
-                if said.code == Some(0) || !said.err.contains("busy") {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(50));
-                said = unmount();
-            }
+            let said = said(imgfs().args(how).arg(&self.at).output().unwrap());
             if !std::thread::panicking() {
                 assert_eq!(said.code, Some(0), "unmounting: {}", said.err);
             }
@@ -189,8 +180,8 @@ impl Drop for Mounted {
 pub(crate) fn mount_of(at: &Path) -> Option<(String, String, String)> {
     let text = std::fs::read_to_string("/proc/self/mounts").unwrap();
     let shown = at.to_str().unwrap().replace(' ', "\\040");
-    let lines = text.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let line = lines.filter(|fields| fields[1] == shown).next_back()?;
+    let mut lines = text.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let line = lines.rfind(|fields| fields[1] == shown)?;
     Some((line[3].to_owned(), line[2].to_owned(), line[0].to_owned()))
 }
 
