@@ -86,6 +86,8 @@ pub struct Options {
     pub progress: Option<Progress>,
     /// Ranges that could not be read when the image was made are zeros, not errors.
     pub bad_as_zeros: bool,
+    /// Wrappers taken off so far, 0 for a caller: a file can be made to hold itself.
+    pub wrappers: u32,
 }
 
 /// A hook that is told how far an image is read or unpacked: what is done, bytes, bytes in all.
@@ -364,8 +366,16 @@ fn open_device(device: Device, companions: &dyn Companions, options: &Options) -
     }
 }
 
-/// Probes for every format but those already taken off; so that a wrapper cannot hold itself.
+/// Most wrappers around one disk: a split, compressed, zipped image has three.
+const MAX_WRAPPERS: u32 = 4;
+
+/// Probes for every format but those already taken off. The number of wrappers is bounded as well,
+/// as two of them can be made to hold each other for ever.
 fn open_within(outer: &[&str], device: Device, companions: &dyn Companions, options: &Options) -> Result<Opened> {
+    if options.wrappers > MAX_WRAPPERS {
+        return Err(Error::unsupported("container", format!("a disk inside more than {MAX_WRAPPERS} wrappers")));
+    }
+    let options = &Options { wrappers: options.wrappers.saturating_add(1), ..options.clone() };
     for format in FORMATS.iter().filter(|format| !outer.contains(&format.name)) {
         if (format.probe)(device.as_ref(), companions)? {
             return open_as(format, device, companions, options);
