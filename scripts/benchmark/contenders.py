@@ -41,7 +41,6 @@ class Mount:
 
     def __enter__(self):
         contender = self.contender
-        shutil.rmtree(self.folder, ignore_errors=True)
         os.makedirs(self.folder)
         if contender.file:
             open(self.mountpoint, "w").close()
@@ -49,19 +48,23 @@ class Mount:
             os.mkdir(self.mountpoint)
         scratch = os.path.join(self.folder, "scratch")
         words = [word.format(image=self.image, mnt=self.mountpoint, scratch=scratch) for word in contender.command.split()]
+        who = {}
         if contender.user:
             for path in (self.folder, self.mountpoint):
                 shutil.chown(path, contender.user)
-            words = ["runuser", "-u", contender.user, "--"] + words
+            who = {"user": contender.user, "group": contender.user, "extra_groups": []}
         self.started = time.perf_counter()
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-        # Some shout on standard error whatever happens; it is shown when they fail.
-        self.process = subprocess.Popen(words, cwd=self.folder, **quiet)
-        if not contender.foreground:
-            said = self.process.communicate(timeout=SECONDS)[1] if contender.needs != "fusefat" else b""
-            if self.process.wait(SECONDS) != 0:
-                raise RuntimeError(f"{' '.join(words)}: {said.decode(errors='replace').strip()}")
-        self.wait(lambda: mounted(self.mountpoint), "did not mount")
+        # Some talk on standard error whatever happens.
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+        quiet["stderr"] = None if contender.name == "imgfs" else subprocess.DEVNULL
+        self.process = subprocess.Popen(words, cwd=self.folder, **quiet, **who)
+        try:
+            if not contender.foreground and self.process.wait(SECONDS) != 0:
+                raise RuntimeError(f"{' '.join(words)}: exit code {self.process.returncode}")
+            self.wait(lambda: mounted(self.mountpoint), "did not mount")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def wait(self, done, what):
@@ -91,7 +94,7 @@ class Mount:
         return largest
 
     def __exit__(self, *_):
-        if self.contender.name == "imgfs":
+        if self.contender.name == "imgfs" and mounted(self.mountpoint):
             self.end(["imgfs", "umount", self.mountpoint])
         elif mounted(self.mountpoint):
             self.end(["umount", self.mountpoint])
@@ -117,7 +120,7 @@ def mounted(path):
 IMGFS_TREE = Contender("imgfs", "imgfs {image} {mnt}", "disk")
 LOOP = Contender("kernel loop", "mount -o loop,ro {image} {mnt}")
 FUSE2FS = Contender("fuse2fs", "fuse2fs -o ro {image} {mnt}")
-OTHER_TREE = Contender("4n6mount", "4n6mount {image} {mnt}", needs="4n6mount")
+OTHER_TREE = Contender("4n6mount", "4n6mount {image} {mnt}", "ro/root", foreground=True)
 TREES = {
     "ext": [IMGFS_TREE, LOOP, FUSE2FS, OTHER_TREE],
     "ISO": [IMGFS_TREE, Contender("fuseiso", "fuseiso -n {image} {mnt}"), Contender("archivemount", "archivemount -o readonly {image} {mnt}")],

@@ -21,7 +21,7 @@ class Size:
         self.big = (4 if quick else 256) << 20
         self.folders = 3 if quick else 30
         self.files_per_folder = 10 if quick else 100
-        self.random_reads = 64 if quick else 4096
+        self.random_reads = 64 if quick else 2048
         self.created = 50 if quick else 5000
         self.written = (2 if quick else 256) << 20
         self.overwrites = 64 if quick else 4096

@@ -25,14 +25,14 @@ def main():
     size = images.Size(words.quick)
     made = images.make_all(cache, size)
 
+    out = words.scratch if words.quick else words.out
+    os.makedirs(out, exist_ok=True)
     table = report.Table()
-    suite = Suite(table, made, size, words.scratch)
-    for part in (suite.trees, suite.flat, suite.ready, suite.commands, suite.writes):
+    suite = Suite(table, made, size, words.scratch, lambda: report.write(table, out, size, rounds))
+    for part in (suite.ready, suite.trees, suite.flat, suite.writes, suite.commands, suite.more_trees):
         part(rounds, words.only)
     if not table.values:
         sys.exit(f"bench: nothing is called {words.only}")
-    out = words.scratch if words.quick else words.out
-    os.makedirs(out, exist_ok=True)
     for name in report.write(table, out, size, rounds):
         print(f"bench: {os.path.join(out, name)}")
     if words.quick:

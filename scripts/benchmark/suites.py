@@ -17,8 +17,10 @@ THREADS = (1, 4, 16)
 class Suite:
     """Measures, and hands each value to `table`."""
 
-    def __init__(self, table, images, size, scratch):
+    def __init__(self, table, images, size, scratch, save):
         self.table, self.images, self.size, self.scratch = table, images, size, scratch
+        # Called now and then, so that a run that is broken off leaves what it measured.
+        self.save = save
 
     def each_round(self, rounds, those, one):
         """Calls `one(contender)` for all of them in each round, in another order each time."""
@@ -33,6 +35,7 @@ class Suite:
                     if contender.name == "imgfs":
                         raise
                     print(f"bench: {contender.name}: {error}", flush=True)
+        self.save()
 
     def mount(self, contender, image, cold=False):
         """A fresh mount, of an image that is in the host's memory, or (`cold`) is not."""
@@ -45,11 +48,17 @@ class Suite:
         return Mount(contender, image, os.path.join(self.scratch, "at"))
 
     def trees(self, rounds, only):
-        for name in ("ext4", "ext4, fragmented", "ext2", "ext2, fragmented", "ISO", "FAT32", "FAT32, fragmented"):
-            kind = name[:3]
-            for cold in (False, True):
-                if only in f"trees {name} {'cold' if cold else 'warm'}":
-                    self.each_round(rounds, contenders.TREES[kind], lambda one: self.tree(one, name, cold))
+        self.some_trees(rounds, only, ("ext4", "ISO", "FAT32"), False)
+
+    def more_trees(self, rounds, only):
+        self.some_trees(rounds, only, ("ext4, fragmented", "FAT32, fragmented", "ext2", "ext2, fragmented"), False)
+        # What a disk costs shows where the files lie in order.
+        self.some_trees(rounds, only, ("ext4", "ISO", "FAT32"), True)
+
+    def some_trees(self, rounds, only, names, cold):
+        for name in names:
+            if only in f"trees {name} {'cold' if cold else 'warm'}":
+                self.each_round(rounds, contenders.TREES[name[:3]], lambda one: self.tree(one, name, cold))
 
     def tree(self, contender, name, cold):
         state = "cold" if cold else "warm"
@@ -198,8 +207,8 @@ class Suite:
             big = os.path.join(mount.path, "written.bin")
             seconds = work.in_child(lambda: work.write_sequentially(big, size.written))
             self.put_write("sequential", "MB/s", contender.name, size.written / 1e6 / seconds)
-            seconds = work.in_child(lambda: work.overwrite_randomly(big, min(size.overwrites, size.written // 4096)))
-            self.put_write("random 4 KiB overwrites", "/s", contender.name, size.overwrites / seconds)
+            rate = work.in_child(lambda: work.overwrite_randomly(big, min(size.overwrites, size.written // 4096)))
+            self.put_write("random 4 KiB overwrites", "/s", contender.name, rate)
         with self.mount(contender, self.copy()) as mount:
             seconds = work.in_child(lambda: work.create_files(os.path.join(mount.path, "made"), size.created))
             self.put_write(f"create {size.created} files", "/s", contender.name, size.created / seconds)
@@ -223,7 +232,7 @@ class Suite:
     def write_flat(self, contender):
         count = self.size.overwrites
         with self.mount(contender, self.images["ext4"]) as mount:
-            seconds = work.in_child(lambda: work.overwrite_randomly(mount.path, count))
-            self.put_write("random 4 KiB", "/s", contender.name, count / seconds, "flat")
+            rate = work.in_child(lambda: work.overwrite_randomly(mount.path, count))
+            self.put_write("random 4 KiB", "/s", contender.name, rate, "flat")
         for left in glob.glob(os.path.join(self.scratch, "*.overlay*")):
             os.remove(left)
