@@ -36,6 +36,8 @@ struct State<K, V> {
     ready: LruCache<K, (V, u64)>,
     weight: u64,
     pending: HashSet<K>,
+    /// How many threads wait for a value that another one makes.
+    waiting: usize,
 }
 
 /// What a cache did since it was made.
@@ -64,7 +66,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Cache<K, V> {
 
     fn with_shards(max_weight: u64, shards: usize) -> Self {
         let shard = || Shard {
-            state: Mutex::new(State { ready: LruCache::unbounded(), weight: 0, pending: HashSet::new() }),
+            state: Mutex::new(State { ready: LruCache::unbounded(), weight: 0, pending: HashSet::new(), waiting: 0 }),
             made: Condvar::new(),
         };
         Self {
@@ -95,7 +97,9 @@ impl<K: Hash + Eq + Clone, V: Clone> Cache<K, V> {
             if state.pending.insert(key.clone()) {
                 break;
             }
+            state.waiting = state.waiting.saturating_add(1);
             state = shard.made.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.waiting = state.waiting.saturating_sub(1);
         }
         drop(state);
         self.misses.fetch_add(1, Ordering::Relaxed);
@@ -159,8 +163,14 @@ struct Pending<'a, K: Hash + Eq, V> {
 
 impl<K: Hash + Eq, V> Drop for Pending<'_, K, V> {
     fn drop(&mut self) {
-        lock(&self.shard.state).pending.remove(self.key);
-        self.shard.made.notify_all();
+        let mut state = lock(&self.shard.state);
+        state.pending.remove(self.key);
+        let waiting = state.waiting;
+        drop(state);
+        // To wake no one is a system call as well.
+        if waiting > 0 {
+            self.shard.made.notify_all();
+        }
     }
 }
 
