@@ -273,11 +273,12 @@ thread_local! {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        // Not FUSE_READDIRPLUS_AUTO: it lists the rest of a large directory without attributes, and
+        // whoever reads it to the end before he looks pays a lookup for each name.
         let wanted = [
             InitFlags::FUSE_ASYNC_READ,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
             InitFlags::FUSE_NO_OPEN_SUPPORT,
