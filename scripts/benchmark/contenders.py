@@ -123,7 +123,7 @@ FUSE2FS = Contender("fuse2fs", "fuse2fs -o ro {image} {mnt}")
 OTHER_TREE = Contender("4n6mount", "4n6mount {image} {mnt}", "ro/root", foreground=True)
 TREES = {
     "ext": [IMGFS_TREE, LOOP, FUSE2FS, OTHER_TREE],
-    "ISO": [IMGFS_TREE, Contender("fuseiso", "fuseiso -n {image} {mnt}"), Contender("archivemount", "archivemount -o readonly {image} {mnt}")],
+    "ISO": [IMGFS_TREE, Contender("fuseiso", "fuseiso -n {image} {mnt}")],
     "FAT": [IMGFS_TREE, Contender("fusefat", "fusefat -o ro {image} {mnt}")],
 }
 

@@ -20,9 +20,24 @@ class Table:
 
     def __init__(self):
         self.values = {}
+        # Rows of an earlier run: a new value takes the place of all that are there.
+        self.earlier = set()
+
+    def keep(self, path):
+        """Takes over what an earlier run has written, for a run of only some parts."""
+        if os.path.exists(path):
+            with open(path) as file:
+                for row in json.load(file)["results"]:
+                    key = tuple(row[name] for name in ("suite", "subject", "state", "measure", "unit"))
+                    self.values[key] = row["rounds"]
+                    self.earlier.add(key)
 
     def put(self, suite, subject, state, measure, unit, contender, value):
-        row = self.values.setdefault((suite, subject, state, measure, unit), {})
+        key = (suite, subject, state, measure, unit)
+        if key in self.earlier:
+            self.earlier.remove(key)
+            self.values[key] = {}
+        row = self.values.setdefault(key, {})
         row.setdefault(contender, []).append(value)
 
     def rows(self):
@@ -65,7 +80,7 @@ def machine():
         "busy": round(os.getloadavg()[0], 1),
         "imgfs": version("imgfs", "--version"),
         "rivals": [package(name) for name in (
-            "fuse2fs", "fuseiso", "fusefat", "archivemount", "mtools", "p7zip-full", "xmount", "nbdkit", "libnbd-bin", "qemu-utils")],
+            "fuse2fs", "fuseiso", "fusefat", "mtools", "p7zip-full", "xmount", "nbdkit", "libnbd-bin", "qemu-utils")],
     }
 
 
@@ -100,7 +115,7 @@ def markdown(rows, facts, size, rounds):
         f"- Rivals: {', '.join(filter(None, facts['rivals']))}.",
         f"- Each image holds one file of {size.big >> 20} MB and {size.small_files:,} files of 1-16 KiB in {size.folders} folders. "
         "*Fragmented*: no 4 KiB block of the big file lies beside its neighbour.",
-        f"- Medians of {rounds} rounds; within a round the contenders take turns, in another order each time. Every mount is fresh. "
+        f"- Medians of {rounds} rounds (bench.json shows where there are fewer); within a round the contenders take turns, in another order each time. Every mount is fresh. "
         "*Warm*: the image is in the host's memory; *cold*: the host's caches were dropped. *Again*: the same once more in the same mount.",
         "- In brackets: how many times as good imgfs is as that contender, in the middle of the pairs of a round. Above 1 imgfs is better.",
         "",
