@@ -4,7 +4,8 @@
 //! The tree cannot change behind a read-only mount, so the kernel may keep names, attributes and
 //! pages for as long as it likes: entries never expire, no open throws pages away, directories
 //! and link targets are kept. A flat file that *is* a file of the host is handed to the kernel
-//! whole (passthrough), where the kernel allows it.
+//! whole (passthrough), where the kernel allows it and until the first file of a tree is opened:
+//! from then on no open is asked for.
 
 pub mod attach;
 pub mod errno;
@@ -114,11 +115,18 @@ pub struct Adapter {
     known: Mutex<HashMap<u64, u64>>,
     /// The way to tell the kernel what it must forget.
     notifier: Arc<OnceLock<Notifier>>,
-    /// Whether `open` may be left out: no file needs a handle of its own.
-    without_open: bool,
     passthrough: AtomicBool,
-    backing: Mutex<HashMap<u64, Backing>>,
+    backing: Mutex<Backings>,
     next_handle: AtomicU64,
+}
+
+/// What the kernel reads by itself now.
+#[derive(Default)]
+struct Backings {
+    open: HashMap<u64, Backing>,
+    /// The kernel was told to leave out `open`. It refuses to open a file that way which it reads by
+    /// itself elsewhere, so that from then on nothing is handed to it, and not before all is closed.
+    without_open: bool,
 }
 
 /// A host file that the kernel reads by itself, for as long as someone has it open.
@@ -140,9 +148,8 @@ impl Adapter {
             writable,
             known: Mutex::default(),
             notifier: Arc::default(),
-            without_open: !may_pass_through && !writable,
             passthrough: AtomicBool::new(may_pass_through && !writable),
-            backing: Mutex::new(HashMap::new()),
+            backing: Mutex::default(),
             next_handle: AtomicU64::new(1),
         }
     }
@@ -247,14 +254,17 @@ impl Adapter {
         let file = self.tree.host_file(self.node(ino))?;
         let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
         let mut backing = lock(&self.backing);
-        if let Some(known) = backing.get_mut(&ino.0) {
+        if backing.without_open {
+            return None;
+        }
+        if let Some(known) = backing.open.get_mut(&ino.0) {
             known.handles.push(handle);
             return Some((FileHandle(handle), known.id.clone()));
         }
         match reply.open_backing(file) {
             Ok(id) => {
                 let id = Arc::new(id);
-                backing.insert(ino.0, Backing { id: id.clone(), handles: vec![handle] });
+                backing.open.insert(ino.0, Backing { id: id.clone(), handles: vec![handle] });
                 Some((FileHandle(handle), id))
             }
             Err(error) => {
@@ -263,6 +273,13 @@ impl Adapter {
                 None
             }
         }
+    }
+
+    /// Whether the kernel is to leave out `open` from now on.
+    fn leave_out_open(&self) -> bool {
+        let mut backing = lock(&self.backing);
+        backing.without_open |= backing.open.is_empty();
+        backing.without_open
     }
 }
 
@@ -347,9 +364,6 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        if self.without_open {
-            return reply.error(Errno::ENOSYS);
-        }
         if self.writable {
             return match self.begin(ino, flags) {
                 Ok((handle, flags)) => reply.opened(handle, flags),
@@ -358,6 +372,8 @@ impl Filesystem for Adapter {
         }
         match self.open_backing(ino, &reply) {
             Some((handle, id)) => reply.opened_passthrough(handle, FopenFlags::empty(), &id),
+            // The kernel asks no more, for any file: two messages less for each file that is read.
+            None if self.leave_out_open() => reply.error(Errno::ENOSYS),
             None => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
         }
     }
@@ -401,10 +417,10 @@ impl Filesystem for Adapter {
             return reply.ok();
         }
         let mut backing = lock(&self.backing);
-        if let Some(known) = backing.get_mut(&ino.0) {
+        if let Some(known) = backing.open.get_mut(&ino.0) {
             known.handles.retain(|handle| *handle != fh.0);
             if known.handles.is_empty() {
-                backing.remove(&ino.0);
+                backing.open.remove(&ino.0);
             }
         }
         drop(backing);
