@@ -137,6 +137,14 @@ impl Tree {
         }
     }
 
+    /// The decoded file system.
+    pub fn tree(&self) -> Option<&Arc<dyn FileSystem>> {
+        match self {
+            Self::Open { tree, .. } => Some(tree),
+            _ => None,
+        }
+    }
+
     /// The summary of an open tree.
     pub fn summary(&self) -> Option<&Summary> {
         match self {
@@ -236,10 +244,7 @@ impl Part {
             offset: self.offset,
             device: self.device.clone(),
             reopen: self.device.writer().map(|_| reopen(&self.device, options)),
-            tree: match &self.tree {
-                Tree::Open { tree, .. } => Some(tree.clone()),
-                _ => None,
-            },
+            tree: self.tree.tree().cloned(),
             label: summary.and_then(|s| s.label.clone()),
             uuid: summary.and_then(|s| s.uuid.clone()),
         }
