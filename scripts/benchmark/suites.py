@@ -205,13 +205,14 @@ class Suite:
         size = self.size
         with self.mount(contender, self.copy()) as mount:
             big = os.path.join(mount.path, "written.bin")
-            seconds = work.in_child(lambda: work.write_sequentially(big, size.written))
-            self.put_write("sequential", "MB/s", contender.name, size.written / 1e6 / seconds)
-            rate = work.in_child(lambda: work.overwrite_randomly(big, min(size.overwrites, size.written // 4096)))
+            rate = work.in_child(lambda: work.write_sequentially(big, size.written))
+            self.put_write("sequential", "MB/s", contender.name, rate / 1e6)
+            blocks = os.stat(big).st_size // work.BLOCK
+            rate = work.in_child(lambda: work.overwrite_randomly(big, min(size.overwrites, blocks)))
             self.put_write("random 4 KiB overwrites", "/s", contender.name, rate)
         with self.mount(contender, self.copy()) as mount:
-            seconds = work.in_child(lambda: work.create_files(os.path.join(mount.path, "made"), size.created))
-            self.put_write(f"create {size.created} files", "/s", contender.name, size.created / seconds)
+            rate = work.in_child(lambda: work.create_files(os.path.join(mount.path, "made"), size.created))
+            self.put_write(f"create {size.created} files", "/s", contender.name, rate)
 
     def write_with_mtools(self):
         size, made = self.size, os.path.join(self.scratch, "made")
@@ -220,8 +221,8 @@ class Suite:
         shutil.rmtree(made, ignore_errors=True)
         work.create_files(made, size.created)
         for measure, unit, amount, source in (
-            ("sequential", "MB/s", size.written / 1e6, path),
-            (f"create {size.created} files", "/s", size.created, made),
+            ("sequential", "MB/s", os.path.getsize(path) / 1e6, path),
+            (f"create {size.created} files", "/s", len(os.listdir(made)), made),
         ):
             image = self.copy()
             seconds = work.timed(lambda: subprocess.run(["mcopy", "-s", "-i", image, source, "::/"], check=True))

@@ -155,15 +155,28 @@ def random_reads(path, count, readers):
     return together([lambda mine=blocks[number::readers]: reader(mine) for number in range(readers)])
 
 
+def rate(steps):
+    """Steps a second: of all of them, or of as many as fit into some seconds."""
+    started = time.perf_counter()
+    done = 0
+    for _ in steps:
+        done += 1
+        if time.perf_counter() - started > PATIENCE:
+            break
+    return done / (time.perf_counter() - started)
+
+
 def write_sequentially(path, length):
+    """Bytes a second."""
     data = os.urandom(CHUNK)
 
-    def work():
+    def steps():
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         for _ in range(length // CHUNK):
             write_whole(file, data)
+            yield
         os.close(file)
-    return timed(work)
+    return CHUNK * rate(steps())
 
 
 def write_whole(file, data):
@@ -172,28 +185,29 @@ def write_whole(file, data):
 
 
 def create_files(folder, count):
+    """Files a second."""
     os.mkdir(folder)
     data = os.urandom(1024)
 
-    def work():
+    def steps():
         for number in range(count):
             file = os.open(os.path.join(folder, f"created {number:05}.txt"), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
             os.write(file, data)
             os.close(file)
-    return timed(work)
+            yield
+    return rate(steps())
 
 
 def overwrite_randomly(path, count):
-    """Writes a second to different blocks of 4 KiB of a file that is there: `count` of them, or as
-    many as fit into some seconds."""
+    """Writes a second, to different blocks of 4 KiB of a file that is there."""
     blocks = random.Random(5).sample(range(os.stat(path).st_size // BLOCK), count)
     data = os.urandom(BLOCK)
-    file = os.open(path, os.O_WRONLY)
-    started = time.perf_counter()
-    for done, block in enumerate(blocks, 1):
-        if os.pwrite(file, data, block * BLOCK) != BLOCK:
-            raise OSError(path)
-        if time.perf_counter() - started > PATIENCE:
-            break
-    os.close(file)
-    return done / (time.perf_counter() - started)
+
+    def steps():
+        file = os.open(path, os.O_WRONLY)
+        for block in blocks:
+            if os.pwrite(file, data, block * BLOCK) != BLOCK:
+                raise OSError(path)
+            yield
+        os.close(file)
+    return rate(steps())
