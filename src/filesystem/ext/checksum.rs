@@ -6,7 +6,7 @@ pub fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
     !crc32c::crc32c_append(!seed, bytes)
 }
 
-/// As [`crc32c`], over `bytes` with the `len` bytes from `hole` taken as zeros: the checksum's own
+/// As [`crc32c()`], over `bytes` with the `len` bytes from `hole` taken as zeros: the checksum's own
 /// field. A hole outside of `bytes` counts for nothing.
 pub fn crc32c_without(seed: u32, bytes: &[u8], hole: usize, len: usize) -> u32 {
     let Some((before, rest)) = bytes.split_at_checked(hole) else { return crc32c(seed, bytes) };
