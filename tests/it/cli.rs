@@ -8,9 +8,10 @@ use crate::fat::{Scratch, tool};
 use crate::program::{Untouched, imgfs, ok, run, testimage};
 
 struct Case {
-    scratch: Scratch,
-    image: PathBuf,
+    // Before the folder, which takes the image away.
     _untouched: Untouched,
+    image: PathBuf,
+    scratch: Scratch,
 }
 
 impl Case {
@@ -144,7 +145,7 @@ fn cp_takes_times_modes_links_attributes_and_holes() {
     assert_eq!(std::fs::read_link(top.join("short link")).unwrap(), Path::new("docs/notes.txt"));
     assert_eq!(stat("short link").mtime(), 1_767_323_045);
     assert!(stat("pipe").file_type().is_fifo());
-    assert_eq!(stat("sparse.bin").len(), 900_000);
+    assert_eq!(stat("sparse.bin").len(), 301_056);
     assert!(stat("sparse.bin").blocks() < 64, "{} blocks", stat("sparse.bin").blocks());
     let mut value = [0; 100];
     let len = rustix::fs::lgetxattr(top.join("readme.txt"), "user.comment", &mut value).unwrap();
@@ -155,8 +156,12 @@ fn cp_takes_times_modes_links_attributes_and_holes() {
     let command = format!("rdump /docs /many {}", copy.display());
     tool("e2fsprogs", "debugfs", &["-R", &command, case.image.to_str().unwrap()]);
     for folder in ["docs", "many"] {
-        tool("diffutils", "diff", &["-r", copy.join(folder).to_str().unwrap(), top.join(folder).to_str().unwrap()]);
+        let (theirs, ours) = (copy.join(folder), top.join(folder));
+        // Of a file whose contents lie in its inode, debugfs 1.47.0 writes the whole 60 bytes there.
+        let inline = ["-r", "-x", "deepest.txt"];
+        tool("diffutils", "diff", &[&inline[..], &[theirs.to_str().unwrap(), ours.to_str().unwrap()]].concat());
     }
+    assert_eq!(std::fs::read(top.join("docs/deep/deeper/deepest.txt")).unwrap(), b"at the bottom\n");
 }
 
 #[test]
@@ -200,7 +205,7 @@ fn cp_never_writes_outside_of_its_destination() {
         let dest = scratch.path(&format!("dest{option}"));
         std::fs::create_dir(&dest).unwrap();
         let said = run(&["cp", option, &format!("{}:/disk", image.display()), dest.to_str().unwrap()]);
-        assert_eq!(said.code, Some(1), "a name that is there twice is an error: {}", said.err);
+        assert_eq!(said.code, Some(0), "names that are there twice are told apart: {}", said.err);
         assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0, "something was written through the link");
         assert!(!scratch.path("x").exists() && !dest.join("x").exists(), "something climbed out");
     }
