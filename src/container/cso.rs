@@ -76,6 +76,9 @@ fn probe_dax(device: &dyn BlockDevice, _: &dyn Companions) -> Result<bool> {
 fn open_dax(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
     let header = read_array::<32>(file.as_ref(), 0)?;
     let record = Record::new(DAX.name, "header", 0, &header);
+    if !header.starts_with(b"DAX\0") {
+        return Err(record.corrupt_field("magic number"));
+    }
     let (size, version, areas) = (u64::from(record.le32(4)?), record.le32(8)?, u64::from(record.le32(12)?));
     if version > 1 {
         return Err(Error::unsupported(DAX.name, format!("version {version}")));
