@@ -568,8 +568,8 @@ impl Filesystem for Adapter {
         _mode: i32,
         reply: ReplyEmpty,
     ) {
-        // The C library writes instead.
-        reply.error(Errno::EOPNOTSUPP);
+        // The kernel does not ask again, and the C library writes instead.
+        reply.error(Errno::ENOSYS);
     }
 
     fn destroy(&mut self) {

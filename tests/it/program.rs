@@ -92,13 +92,7 @@ impl Untouched {
                 format!("{:?}", Sha256::digest(start))
             }
         };
-        format!(
-            "{} bytes, {} blocks, mode {mode:o}, {}.{}, {hash}",
-            found.len(),
-            found.blocks(),
-            found.mtime(),
-            found.mtime_nsec()
-        )
+        format!("{} bytes, mode {mode:o}, {}.{}, {hash}", found.len(), found.mtime(), found.mtime_nsec())
     }
 }
 
