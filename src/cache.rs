@@ -16,6 +16,9 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use lru::LruCache;
 
 const SHARDS: usize = 16;
+/// What keeping a value costs besides its weight, in bytes: a link of the LRU list, a slot of its
+/// table, the heads of two allocations.
+const ENTRY: u64 = 128;
 
 /// Values by key, the least recently used ones dropped when their weight passes the bound.
 pub struct Cache<K, V> {
@@ -148,7 +151,9 @@ impl<K: Hash + Eq, V> State<K, V> {
             self.weight = self.weight.saturating_sub(old);
         }
         self.weight = self.weight.saturating_add(weight);
-        while self.weight > max_weight && self.ready.len() > 1 {
+        while self.weight.saturating_add(ENTRY.saturating_mul(self.ready.len() as u64)) > max_weight
+            && self.ready.len() > 1
+        {
             let Some((_, (_, old))) = self.ready.pop_lru() else { break };
             self.weight = self.weight.saturating_sub(old);
         }

@@ -52,9 +52,11 @@ use superblock::{Superblock, compat, incompat, ro_compat};
 pub const FORMAT: FileSystemFormat = FileSystemFormat { name: "ext", probe, open };
 
 /// Bounds of the caches, in bytes.
-const INODE_CACHE: u64 = 8 << 20;
-const NODE_CACHE: u64 = 32 << 20;
-const NAME_CACHE: u64 = 64 << 20;
+const INODE_CACHE: u64 = 4 << 20;
+const NODE_CACHE: u64 = 4 << 20;
+const NAME_CACHE: u64 = 8 << 20;
+/// A quarter of a million names.
+const LARGE_INDEX: u64 = 2 << 20;
 
 /// A superblock in its place; or, where that place was wiped with zeros, a backup in its own.
 fn probe(device: &dyn BlockDevice) -> Result<bool> {
@@ -121,7 +123,7 @@ impl Ext {
             inodes: Cache::new(INODE_CACHE),
             nodes: Cache::new(NODE_CACHE),
             indirect: Cache::new(NODE_CACHE),
-            names: Cache::new(NAME_CACHE),
+            names: Cache::for_heavy(NAME_CACHE, LARGE_INDEX),
             damaged: Cache::new(1 << 16),
             summary: Summary::default(),
         }

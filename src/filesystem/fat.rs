@@ -59,8 +59,10 @@ const FAT: &str = "fat";
 /// The root directory's number; no entry can lie in the boot sector.
 const ROOT: NodeId = NodeId(0);
 /// Bounds on what is kept decoded, in bytes.
-const KEPT_CHAINS: u64 = 16 << 20;
-const KEPT_DIRECTORIES: u64 = 64 << 20;
+const KEPT_CHAINS: u64 = 4 << 20;
+const KEPT_DIRECTORIES: u64 = 16 << 20;
+/// Some sixteen thousand rows.
+const LARGE_DIRECTORY: u64 = 4 << 20;
 /// A directory is read so many bytes at a time.
 const DIRECTORY_PIECE: u64 = 32 << 10;
 /// A larger FAT32 table is not counted when FSInfo has the number of free clusters.
@@ -134,7 +136,7 @@ impl Fat {
             page,
             time_offset: options.time_offset,
             chains: Cache::new(KEPT_CHAINS),
-            directories: Cache::new(KEPT_DIRECTORIES),
+            directories: Cache::for_heavy(KEPT_DIRECTORIES, LARGE_DIRECTORY),
             claims: Mutex::new(claims),
             hasher: Hasher::default(),
             free: Mutex::new(None),

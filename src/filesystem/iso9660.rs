@@ -69,8 +69,10 @@ pub const FORMAT: FileSystemFormat = FileSystemFormat { name: NAME, probe, open 
 const BAD_SELF: u64 = 1 << 55;
 /// Bytes of parsed nodes, of name indexes, and of unpacked zisofs blocks that are kept.
 const NODE_CACHE: u64 = 4 << 20;
-const INDEX_CACHE: u64 = 16 << 20;
-const BLOCK_CACHE: u64 = 16 << 20;
+const INDEX_CACHE: u64 = 8 << 20;
+/// A hundred thousand rows.
+const LARGE_INDEX: u64 = 2 << 20;
+const BLOCK_CACHE: u64 = 8 << 20;
 const DAMAGE_CACHE: u64 = 64 << 10;
 /// Descriptors that may be damaged before the first good one.
 const PROBED: usize = 4;
@@ -175,7 +177,7 @@ impl Iso {
             root,
             root_self,
             nodes: Cache::new(NODE_CACHE),
-            indexes: Cache::new(INDEX_CACHE),
+            indexes: Cache::for_heavy(INDEX_CACHE, LARGE_INDEX),
             damaged: Cache::new(DAMAGE_CACHE),
             blocks: Cache::new(BLOCK_CACHE),
             hasher: RandomState::new(),

@@ -139,14 +139,14 @@ impl Names {
 
     /// Looks through a directory. Damage in it is what a listing is told, not this.
     fn find_twins(&self, tree: &dyn FileSystem, dir: NodeId) -> Option<Twins> {
-        let (mut seen, mut repeated) = (HashSet::new(), HashSet::new());
+        let mut seen: Vec<u64> = Vec::new();
         drop(tree.read_dir(dir, 0, &mut |entry| {
-            let hash = self.hasher.hash_one(shown(entry.name));
-            if !seen.insert(hash) {
-                repeated.insert(hash);
-            }
+            seen.push(self.hasher.hash_one(shown(entry.name)));
             seen.len() < MOST_ROWS
         }));
+        seen.sort_unstable();
+        let twice = seen.windows(2).filter_map(|pair| pair.first().filter(|hash| pair.last() == Some(hash)));
+        let repeated: HashSet<u64> = twice.copied().collect();
         if repeated.is_empty() {
             return None;
         }

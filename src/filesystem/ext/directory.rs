@@ -8,7 +8,8 @@
 //! A listing reads all blocks in order and so needs no index. A block that cannot be read does not
 //! hide the others: their rows are given, and the error comes at the end.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use crate::bytes::Record;
@@ -31,9 +32,14 @@ const PIECE: u64 = 32 << 10;
 const MOST_INDEXED: usize = 1 << 20;
 const CHECKSUM_ROW: usize = 12;
 
+/// Rows start at multiples of four bytes.
+const ROW_SHIFT: u32 = 2;
+
 /// A row as stored.
 #[derive(Debug, Clone, Copy)]
 pub struct Row<'a> {
+    /// Byte of the directory at which it starts.
+    pub start: u64,
     /// Byte of the directory at which the next row starts.
     pub next: u64,
     /// The inode.
@@ -61,8 +67,26 @@ const MOST_BYTES: u64 = 4 << 30;
 /// Holes and unreadable blocks that are passed over in one walk, to find the rows behind them.
 const MOST_GAPS: u32 = 1 << 16;
 
-/// Names of a directory whose own index cannot be used, each with its inode.
-pub type NameIndex = HashMap<Box<[u8]>, u32>;
+/// Where the rows of a directory are whose own index cannot be used: eight bytes a row, sorted by
+/// the hash of the name as it is compared, then by place.
+pub struct NameIndex {
+    hasher: RandomState,
+    rows: Vec<(u32, u32)>,
+}
+
+impl NameIndex {
+    /// The upper half of a hash: names that share it are told apart by their rows.
+    fn hash(&self, name: &[u8]) -> u32 {
+        u32::try_from(self.hasher.hash_one(name) >> 32).unwrap_or_default()
+    }
+
+    /// Bytes of the directory at which rows with this hash start, in order.
+    fn places(&self, hash: u32) -> impl Iterator<Item = u64> {
+        let first = self.rows.partition_point(|row| row.0 < hash);
+        let same = self.rows.get(first..).unwrap_or_default().iter().take_while(move |row| row.0 == hash);
+        same.map(|row| u64::from(row.1) << ROW_SHIFT)
+    }
+}
 
 /// Takes rows; `false` stops.
 pub type RowSink<'a> = dyn FnMut(Row<'_>) -> bool + 'a;
@@ -215,10 +239,9 @@ impl Ext {
                     return;
                 }
             };
-            let start = base.saturating_add(offset as u64);
             // At least eight, checked when the row was read.
             offset = usize::try_from(row.next.saturating_sub(base)).unwrap_or(usize::MAX);
-            if row.inode != 0 && !row.name.is_empty() && start >= from && !visit(row) {
+            if row.inode != 0 && !row.name.is_empty() && row.start >= from && !visit(row) {
                 walk.stopped = true;
                 return;
             }
@@ -246,11 +269,19 @@ impl Ext {
             None
         };
         let kind = if self.superblock.has_incompat(incompat::FILETYPE) { stored_kind(file_type) } else { None };
-        Ok(Row { next: base.saturating_add(next as u64), inode: number, name: raw.bytes(at(8), name_len)?, kind, hash })
+        let start = base.saturating_add(offset as u64);
+        Ok(Row {
+            start,
+            next: base.saturating_add(next as u64),
+            inode: number,
+            name: raw.bytes(at(8), name_len)?,
+            kind,
+            hash,
+        })
     }
 
     /// The name that a row is shown with; `None` for an encrypted name that is too short to be one.
-    pub(super) fn shown_name<'a>(&self, dir: &Inode, row: &Row<'a>) -> Option<std::borrow::Cow<'a, [u8]>> {
+    pub(super) fn shown_name<'a>(&self, dir: &Inode, row: &Row<'a>) -> Option<Cow<'a, [u8]>> {
         if !dir.has_flag(flag::ENCRYPT) || matches!(row.name, b"." | b"..") {
             return Some(row.name.into());
         }
@@ -287,25 +318,16 @@ impl Ext {
         }
         let small = dir.attributes.size <= PIECE && plain;
         if !small && let Some(index) = self.name_index(dir)? {
-            let found = if self.folds(dir) { index.get(fold(name).as_slice()) } else { index.get(name) };
-            return match (found, self.damaged.get(&dir.number)) {
-                (Some(&inode), _) => Ok(Some(inode)),
+            return match (self.find_in(&index, dir, name)?, self.damaged.get(&dir.number)) {
                 (None, Some(error)) => Err(error),
-                (None, None) => Ok(None),
+                (found, _) => Ok(found),
             };
         }
-        let folded = self.folds(dir).then(|| fold(name));
+        let name = self.compared(dir, name.into());
         let mut found = None;
         let walk = self.walk(dir, 0, &mut |row| {
-            let same = match &folded {
-                _ if matches!(row.name, b"." | b"..") => false,
-                Some(folded) => self.shown_name(dir, &row).is_some_and(|shown| fold(&shown) == *folded),
-                None => self.shown_name(dir, &row).is_some_and(|shown| shown.as_ref() == name),
-            };
-            if same {
-                found = Some(row.inode);
-            }
-            !same
+            found = self.is_named(dir, &row, &name).then_some(row.inode);
+            found.is_none()
         })?;
         match (found, walk.damage) {
             (None, Some(error)) => Err(error),
@@ -313,32 +335,63 @@ impl Ext {
         }
     }
 
+    /// The inode of a name, by the place of its row.
+    fn find_in(&self, index: &NameIndex, dir: &Inode, name: &[u8]) -> Result<Option<u32>> {
+        let name = self.compared(dir, name.into());
+        let mut found = None;
+        for place in index.places(index.hash(&name)) {
+            let walk = self.walk(dir, place, &mut |row| {
+                found = self.is_named(dir, &row, &name).then_some(row.inode);
+                false
+            })?;
+            match (found, walk.damage) {
+                (None, Some(error)) => return Err(error),
+                (None, None) => {}
+                (found, _) => return Ok(found),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a row is that of a name, which is in the form that is compared.
+    fn is_named(&self, dir: &Inode, row: &Row<'_>, name: &[u8]) -> bool {
+        !matches!(row.name, b"." | b"..")
+            && self.shown_name(dir, row).is_some_and(|shown| self.compared(dir, shown).as_ref() == name)
+    }
+
+    /// A name in the form in which names of its directory are compared.
+    fn compared<'a>(&self, dir: &Inode, name: Cow<'a, [u8]>) -> Cow<'a, [u8]> {
+        if self.folds(dir) { fold(&name).into() } else { name }
+    }
+
     /// Whether names of a directory are compared without their case. Encrypted ones cannot be.
     fn folds(&self, dir: &Inode) -> bool {
         dir.has_flag(flag::CASEFOLD) && self.superblock.has_incompat(incompat::CASEFOLD) && !dir.has_flag(flag::ENCRYPT)
     }
 
-    /// All names of a directory; `None` when there are too many of them to be kept.
+    /// The places of all names of a directory; `None` when there are too many of them to be kept.
     fn name_index(&self, dir: &Inode) -> Result<Option<Arc<NameIndex>>> {
-        let folds = self.folds(dir);
         self.names.get_or_make(&dir.number, || {
-            let mut index = NameIndex::new();
-            let mut weight = 64u64;
+            let mut index = NameIndex { hasher: RandomState::new(), rows: Vec::new() };
             let walk = self.walk(dir, 0, &mut |row| {
                 let Some(shown) = self.shown_name(dir, &row) else { return true };
                 if !matches!(row.name, b"." | b"..") {
-                    let key = if folds { fold(&shown) } else { shown.into_owned() };
-                    weight = weight.saturating_add(key.len().saturating_add(56) as u64);
-                    // Of two equal names the first counts, as in a scan.
-                    index.entry(key.into()).or_insert(row.inode);
+                    let Ok(place) = u32::try_from(row.start >> ROW_SHIFT) else { return false };
+                    index.rows.push((index.hash(&self.compared(dir, shown)), place));
                 }
-                index.len() < MOST_INDEXED
+                index.rows.len() < MOST_INDEXED
             })?;
             if let Some(error) = walk.damage {
                 self.damaged.insert(dir.number, error, 128);
             }
-            let index = (!walk.stopped).then(|| Arc::new(index));
-            Ok((index.clone(), if index.is_some() { weight } else { 64 }))
+            if walk.stopped {
+                return Ok((None, 0));
+            }
+            // Of two equal names the first counts, as in a scan.
+            index.rows.sort_unstable();
+            index.rows.shrink_to_fit();
+            let weight = size_of::<(u32, u32)>().saturating_mul(index.rows.len()) as u64;
+            Ok((Some(Arc::new(index)), weight))
         })
     }
 }

@@ -49,6 +49,11 @@ struct Entry {
 }
 
 impl Node {
+    /// Room that its entries take in memory, in bytes.
+    pub fn weight(&self) -> usize {
+        self.entries.capacity().saturating_mul(size_of::<Entry>())
+    }
+
     /// The root, in `i_block`.
     pub fn parse_root(inode: &Inode) -> Result<Self> {
         Self::parse(&Record::new("ext", "extent tree root", inode.at.saturating_add(0x28), &inode.block))
@@ -93,7 +98,7 @@ impl Node {
                 }
             }
             let node = Self::parse(&raw)?;
-            let weight = (node.entries.capacity().saturating_mul(size_of::<Entry>()) as u64).saturating_add(128);
+            let weight = node.weight() as u64;
             Ok((Arc::new(node), weight))
         })?;
         // Each level is one lower, so that no loop is possible; and a node belongs to one place.

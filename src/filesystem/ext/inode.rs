@@ -85,8 +85,12 @@ impl Inode {
 
     /// Room that it takes in memory.
     pub fn weight(&self) -> u64 {
-        let inline = if let Contents::Inline(bytes) = &self.contents { bytes.len() } else { 0 };
-        (size_of::<Self>().saturating_add(self.xattr_area.len()).saturating_add(inline) as u64).saturating_add(64)
+        let behind = match &self.contents {
+            Contents::Inline(bytes) => bytes.len(),
+            Contents::Extents(Ok(root)) => root.weight(),
+            _ => 0,
+        };
+        size_of::<Self>().saturating_add(self.xattr_area.len()).saturating_add(behind) as u64
     }
 
     /// The error that says that this inode is damaged.
