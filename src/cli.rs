@@ -8,6 +8,7 @@ mod diff;
 mod edit;
 mod generate;
 mod info;
+mod keeper;
 mod ls;
 mod manifest;
 mod mount;
@@ -16,6 +17,7 @@ mod overlay;
 mod patch;
 mod progress;
 mod runtime;
+mod sandbox;
 mod target;
 mod tree;
 mod umount;
@@ -82,6 +84,9 @@ enum Command {
     Completions(generate::CompletionsArgs),
     /// One row a node: path, type, size, SHA-256
     Manifest(manifest::Args),
+    /// Started by `mount`
+    #[command(name = keeper::NAME, hide = true)]
+    Keeper(keeper::Args),
 }
 
 /// What a command achieved when it did not fail as a whole.
@@ -116,6 +121,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Manual(args) => generate::manual(&args),
         Command::Completions(args) => generate::completions(&args),
         Command::Manifest(args) => manifest::run(&args),
+        Command::Keeper(args) => keeper::run(&args),
     };
     match result {
         Ok(Outcome::Complete) => ExitCode::SUCCESS,

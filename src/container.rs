@@ -90,6 +90,11 @@ pub struct Options {
     pub wrappers: u32,
 }
 
+/// The folder for indexes and spools, made if need be; `None` when there is no home, or no way to make it.
+pub fn cache_folder(options: &Options) -> Option<PathBuf> {
+    compressed::index::folder(options)
+}
+
 /// A hook that is told how far an image is read or unpacked: what is done, bytes, bytes in all.
 /// Called from any thread, often; it must return at once.
 #[derive(Clone)]

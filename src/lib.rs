@@ -41,6 +41,8 @@
 //! * **Images are hostile.** Every loop over disk data has a bound, no allocation is sized by an
 //!   unchecked field, a reference leads only into the image's own folder. A panic would be a bug,
 //!   and costs one request an EIO.
+//! * **Whoever decodes is confined:** the program gives up all other rights before it reads the first
+//!   byte of an image (`cli/sandbox.rs`); a second process that never sees one does what needs them.
 //! * **Three answers, never mixed:** not this format (`Ok(false)` of a probe), damaged
 //!   ([`error::Error::Corrupt`], with structure and byte), not supported
 //!   ([`error::Error::Unsupported`], with the feature). An unreadable thing is an error, never an

@@ -289,7 +289,7 @@ impl Options {
     fn container_options(&self) -> Result<container::Options> {
         let mut options = self.container.clone();
         if let (None, Some(Writing::Overlay(path, _))) = (&options.format, &self.writing)
-            && path.exists()
+            && !is_missing(path)
         {
             options.format = overlay::base_reference(path)?.binding.map(|binding| binding.format);
         }
@@ -300,11 +300,16 @@ impl Options {
 impl Writing {
     fn open(&self, base: &Base) -> Result<Overlay> {
         match self {
-            Self::Overlay(path, options) if path.exists() => Overlay::open(path, base, options),
-            Self::Overlay(path, options) => Overlay::create(path, base, options),
+            Self::Overlay(path, options) if is_missing(path) => Overlay::create(path, base, options),
+            Self::Overlay(path, options) => Overlay::open(path, base, options),
             Self::Snapshot(folder, options) => Overlay::temporary(Some(folder), &base.disk, options),
         }
     }
+}
+
+/// Whether an overlay is still to be made: an empty file only keeps its place.
+fn is_missing(overlay: &Path) -> bool {
+    std::fs::metadata(overlay).map_or(true, |found| found.is_file() && found.len() == 0)
 }
 
 /// `base.img`: the disk as it is below the overlay.

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use imgfs::filesystem::{FileSystem, NodeId};
 
 use super::Outcome;
+use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target};
 
 /// Bytes read at a time: large enough for a device to be asked rarely.
@@ -27,6 +28,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         !stdout.is_terminal() || args.targets.len() == 1,
         "several files to a terminal would run into each other: name one, or redirect"
     );
+    Sandbox::enter_for(&args.image.safety, &args.targets)?;
     let mut out = stdout.lock();
     for text in &args.targets {
         let target = Target::parse(text)?;

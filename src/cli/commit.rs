@@ -29,6 +29,10 @@ enum Format {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
+    match &args.output {
+        Some(output) => args.overlay.confine(Some(output))?,
+        None => args.overlay.confine_to_change()?,
+    }
     let overlay = args.overlay.open(!args.in_place)?;
     progress::with_bar(|progress| match (&args.output, args.format) {
         (Some(output), Format::Raw) => overlay.commit_to_raw(output, progress),
@@ -46,6 +50,7 @@ pub struct DiscardArgs {
 }
 
 pub fn discard(args: &DiscardArgs) -> Result<Outcome> {
+    args.overlay.confine_to_change()?;
     args.overlay.open(false)?.discard()?;
     Ok(Outcome::Complete)
 }

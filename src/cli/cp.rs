@@ -21,6 +21,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid
 use rustix::io::Errno;
 
 use super::edit::{self, EditArgs};
+use super::sandbox::Sandbox;
 use super::target::Target;
 use super::walk::{self, Row, Step};
 use super::{Outcome, progress};
@@ -56,6 +57,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let dest = Path::new(dest);
     let into = dest.is_dir();
     ensure!(into || sources.len() == 1, "{} is not a directory, and there are several things to copy", dest.display());
+    confine(args, sources, &if into { dest.to_owned() } else { split(dest)?.0 })?;
     let mut outcome = Outcome::Complete;
     for text in sources {
         let target = Target::parse(text)?;
@@ -81,6 +83,16 @@ pub fn run(args: &Args) -> Result<Outcome> {
         }
     }
     Ok(outcome)
+}
+
+/// Gives up all rights but those to read the images and to fill the destination.
+fn confine(args: &Args, sources: &[OsString], dest: &Path) -> Result<()> {
+    let mut sandbox = Sandbox::new(&args.edit.image.safety);
+    for source in sources {
+        sandbox.image(&Target::parse(source)?.image);
+    }
+    sandbox.extract_to(dest, args.special);
+    sandbox.enter()
 }
 
 /// The destination as a path in an image: it has a colon behind an image's name, and is nothing on the host.
@@ -216,8 +228,11 @@ impl<'a> Copy<'a> {
             && several_names
             && let (Some(first), Some(top)) = (self.copied.get(&row.node), self.folders.first())
         {
-            return rustix::fs::linkat(top, OsStr::from_bytes(first), folder, name, AtFlags::empty())
-                .map_err(destination);
+            match rustix::fs::linkat(top, OsStr::from_bytes(first), folder, name, AtFlags::empty()) {
+                // Old rules of Landlock let no link lead to another folder: a file of its own then.
+                Err(Errno::XDEV) => {}
+                linked => return linked.map_err(destination),
+            }
         }
         match row.kind {
             Kind::File => self.file(row.node, name, &attributes)?,

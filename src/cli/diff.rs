@@ -49,6 +49,7 @@ enum Change {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
+    args.overlay.confine(None)?;
     let mut outcome = Outcome::Complete;
     let mut runs = Vec::new();
     let mut sector_size = 512;

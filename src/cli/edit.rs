@@ -15,6 +15,7 @@ use imgfs::text::printable;
 
 use super::Outcome;
 use super::options::{MountOptions, WritingArgs};
+use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target};
 use super::walk;
 
@@ -75,6 +76,7 @@ pub struct MvArgs {
 }
 
 pub fn mkdir(args: &MkdirArgs) -> Result<Outcome> {
+    confine(&args.edit, &parsed(&args.targets)?, &[])?;
     for text in &args.targets {
         edit(&args.edit, &Target::parse(text)?, |editor, target| {
             let path = editor.resolved(&target.path)?;
@@ -91,6 +93,7 @@ pub fn mkdir(args: &MkdirArgs) -> Result<Outcome> {
 }
 
 pub fn rm(args: &RmArgs) -> Result<Outcome> {
+    confine(&args.edit, &parsed(&args.targets)?, &[])?;
     for text in &args.targets {
         edit(&args.edit, &Target::parse(text)?, |editor, target| {
             let path = editor.resolved(&target.path)?;
@@ -103,6 +106,7 @@ pub fn rm(args: &RmArgs) -> Result<Outcome> {
 
 pub fn mv(args: &MvArgs) -> Result<Outcome> {
     let target = Target::parse(&args.from)?;
+    confine(&args.edit, std::slice::from_ref(&target), &[])?;
     edit(&args.edit, &target, |editor, target| {
         let from = editor.resolved(&target.path)?;
         let mut to = editor.resolved(&new_path(&args.to, target)?)?;
@@ -132,6 +136,7 @@ fn new_path(text: &OsStr, from: &Target) -> Result<Vec<u8>> {
 
 /// Copies files of the host into an image: what `imgfs cp` does when its last word is an image's path.
 pub fn copy_in(args: &EditArgs, sources: &[PathBuf], dest: &Target, recursive: bool) -> Result<Outcome> {
+    confine(args, std::slice::from_ref(dest), sources)?;
     edit(args, dest, |editor, target| {
         let path = editor.resolved(&target.path)?;
         let into = editor.kind(&path)? == Some(Kind::Directory);
@@ -148,6 +153,29 @@ pub fn copy_in(args: &EditArgs, sources: &[PathBuf], dest: &Target, recursive: b
         Ok(())
     })?;
     Ok(Outcome::Complete)
+}
+
+fn parsed(targets: &[OsString]) -> Result<Vec<Target>> {
+    targets.iter().map(|text| Target::parse(text)).collect()
+}
+
+/// Gives up all rights but those to read the sources and the images, and to write overlays; images
+/// only with `--in-place`.
+fn confine(args: &EditArgs, targets: &[Target], sources: &[PathBuf]) -> Result<()> {
+    let mut sandbox = Sandbox::new(&args.image.safety);
+    for target in targets {
+        sandbox.image(&target.image);
+        if let Some(writing) = args.writing.parse(&target.image, true)? {
+            sandbox.fill_for(&writing);
+        }
+        if args.in_place {
+            sandbox.change(&target.image);
+        }
+    }
+    for source in sources {
+        sandbox.read(source);
+    }
+    sandbox.enter()
 }
 
 /// An image that is open for an edit.

@@ -11,6 +11,7 @@ use imgfs::text::printable;
 use serde_json::{Value, json};
 
 use super::Outcome;
+use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target};
 
 #[derive(clap::Args)]
@@ -29,6 +30,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
+    Sandbox::enter_for(&args.image.safety, [&args.target])?;
     let target = Target::parse(&args.target)?;
     anyhow::ensure!(target.path.is_empty(), "info is about a whole image: leave out the path");
     let image = target.open(&args.image)?;

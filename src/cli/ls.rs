@@ -8,6 +8,7 @@ use imgfs::filesystem::{Attributes, FileSystem, Kind, NodeId};
 use imgfs::forest::Forest;
 
 use super::Outcome;
+use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target};
 use super::walk::{self, Row, Step};
 
@@ -30,6 +31,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
+    Sandbox::enter_for(&args.image.safety, &args.targets)?;
     let mut out = std::io::stdout().lock();
     let mut outcome = Outcome::Complete;
     for (at, text) in args.targets.iter().enumerate() {

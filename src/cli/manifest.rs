@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::Outcome;
 use super::cat::each_piece;
+use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target, trimmed};
 use super::walk::{self, Row, Step};
 
@@ -39,6 +40,7 @@ struct Job {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
+    Sandbox::enter_for(&args.image.safety, [&args.target])?;
     let target = Target::parse(&args.target)?;
     let image = target.open(&args.image)?;
     let forest = image.forest();

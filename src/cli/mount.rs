@@ -3,9 +3,10 @@
 //! The daemon is this program, started once more: the first process waits for its word, passes its
 //! errors on, and goes.
 
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, mpsc};
@@ -16,22 +17,21 @@ use anyhow::{Context, Result, bail, ensure};
 use fuser::{Config, Session, SessionACL};
 use imgfs::filesystem::{FileSystem, FileSystemWrite};
 use imgfs::forest::{Escaped, Symlinks};
-use imgfs::fuse::attach::{Request, attach};
 use imgfs::fuse::{Adapter, View};
 use imgfs::stack::{Image, Tree, Writing};
+use signal_hook::iterator::Signals;
 
-use super::Outcome;
+use super::keeper::{self, Keeper};
 use super::options::{self, MountOptions, SymlinkChoice, WritingArgs};
-use super::runtime::{self, Mark};
+use super::runtime::{self, Mark, Mounts};
+use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target};
-use super::{cp, umount};
+use super::{Outcome, cp};
 
 /// Threads that answer the kernel: one slow request must not hold up the rest.
 const THREADS: usize = 8;
 /// What the daemon says to the process that started it.
 const READY: &str = "ready";
-/// Readahead in KiB that root asks the kernel for; its own default on a FUSE mount is 128.
-const READ_AHEAD_KIB: u32 = 1024;
 /// How long what was written may stay in memory when nobody asks for more.
 const WRITE_BACK: Duration = Duration::from_secs(5);
 
@@ -89,6 +89,18 @@ pub fn run(args: &Args) -> Result<Outcome> {
         "--commit needs an overlay: -o rw"
     );
     let mountpoint = args.mountpoint.canonicalize().with_context(|| explain_missing(&args.mountpoint))?;
+    let (new_overlay, scratch) = prepare_writing(options.stack.writing.as_mut())?;
+    let keeper = Arc::new(Keeper::start(&keeper::Args {
+        allow_other: options.allow_other,
+        pid_file: args.pid_file.as_ref().map(std::path::absolute).transpose()?,
+        new_overlay,
+        scratch,
+        image: target.image.clone(),
+        mountpoint: mountpoint.clone(),
+    })?);
+    let host = Host::open(&target.image, args.daemon)?;
+    confine(args, &options, &target.image)?;
+    // From here on the image is decoded, and nothing can be done any more but that.
     let image = target.open_with(options.clone())?;
     if args.commit {
         image.check_committable()?;
@@ -98,8 +110,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         eprintln!("imgfs: changes go to {}", path.display());
     }
     let tree = tree(&image, &options, &mountpoint)?;
-    let pid_file = args.pid_file.as_ref().map(std::path::absolute).transpose()?;
-    serve(tree, &options, &target.image, &mountpoint, pid_file.as_deref(), args.daemon, move || {
+    serve(tree, &options, &mountpoint, &keeper, host, move || {
         let statistics = image.cached.statistics();
         log::debug!(
             "sector cache: {} hits, {} misses, {} bytes kept",
@@ -116,6 +127,67 @@ pub fn run(args: &Args) -> Result<Outcome> {
         }
     })?;
     Ok(Outcome::Complete)
+}
+
+/// Makes what only a process with all of its rights can make: the file of a new overlay, empty as
+/// yet; a folder for a nameless one. Both are to be cleared up.
+fn prepare_writing(writing: Option<&mut Writing>) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
+    match writing {
+        Some(Writing::Overlay(path, _)) => match File::create_new(&*path) {
+            Ok(_) => Ok((Some(path.clone()), None)),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok((None, None)),
+            Err(error) => Err(error).with_context(|| path.display().to_string()),
+        },
+        Some(Writing::Snapshot(folder, _)) => {
+            let own = folder.join(format!("imgfs-snapshot-{}", std::process::id()));
+            DirBuilder::new().mode(0o700).create(&own).with_context(|| own.display().to_string())?;
+            folder.clone_from(&own);
+            Ok((None, Some(own)))
+        }
+        None => Ok((None, None)),
+    }
+}
+
+/// Gives up all rights but those of a daemon: to read the image and what belongs to it, to write to
+/// the overlay (to the image itself only for `--commit`), and to answer the kernel.
+fn confine(args: &Args, options: &MountOptions, image: &Path) -> Result<()> {
+    let mut sandbox = Sandbox::new(&args.image.safety);
+    sandbox.image(image);
+    sandbox.device(Path::new("/dev/fuse"));
+    // Where its mark goes. Without a place for it `umount` does not wait, and nothing else is amiss.
+    if let Ok(folder) = runtime::folder() {
+        sandbox.fill(&folder);
+    }
+    match &options.stack.writing {
+        Some(Writing::Overlay(path, _)) => {
+            sandbox.change(path);
+            sandbox.list(path.parent().unwrap_or(path));
+        }
+        Some(Writing::Snapshot(folder, _)) => sandbox.fill(folder),
+        None => {}
+    }
+    if args.commit {
+        sandbox.change(image);
+    }
+    sandbox.enter()
+}
+
+/// What is opened of the host while that can still be done.
+struct Host {
+    /// What the mark says, beside the number of the process.
+    image: PathBuf,
+    mounts: Mounts,
+    /// In the place of standard output and error, once the daemon is on its own.
+    null: Option<File>,
+    signals: Signals,
+}
+
+impl Host {
+    fn open(image: &Path, daemon: bool) -> Result<Self> {
+        let null = daemon.then(|| File::options().read(true).write(true).open("/dev/null")).transpose()?;
+        let signals = Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
+        Ok(Self { image: image.to_owned(), mounts: Mounts::open()?, null, signals })
+    }
 }
 
 /// How many heaps glibc makes; other C libraries do not look at it.
@@ -206,10 +278,9 @@ fn symlinks(options: &MountOptions, default: SymlinkChoice, mountpoint: &Path) -
 fn serve(
     tree: Arc<dyn FileSystem>,
     options: &MountOptions,
-    image: &Path,
     mountpoint: &Path,
-    pid_file: Option<&Path>,
-    daemon: bool,
+    keeper: &Arc<Keeper>,
+    host: Host,
     finish: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let root = rustix::process::geteuid().is_root();
@@ -226,30 +297,29 @@ fn serve(
     let write_back = writable.then(|| WriteBack::start(tree.clone()));
     let adapter = Adapter::new(tree.clone(), view, root);
     let notifier = adapter.notifier();
-    let request = Request { mountpoint, source: image, allow_other: options.allow_other, read_only: !writable };
-    let connection = attach(request).map_err(|error| explain_refused(error, mountpoint))?;
+    let connection = keeper.attach(!writable).map_err(|error| explain_refused(error, mountpoint))?;
     let config = config(options);
     let session = Session::from_fd(adapter, connection, config.acl, config).inspect_err(|_| {
         // Nothing answers there: an empty mount would only be in the way.
-        let _ = umount::unmount(mountpoint, true);
+        let _ = keeper.detach();
     })?;
     // Set only here, so that it cannot be set already.
     let _ = notifier.set(session.notifier());
-    let unmount_on = mountpoint.to_owned();
-    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
+    let Host { image, mounts, null, mut signals } = host;
+    let on_signal = keeper.clone();
     std::thread::spawn(move || {
         for _ in signals.forever() {
-            // Whoever still uses the mount keeps what it has open; nobody new comes in.
-            if let Err(error) = umount::unmount(&unmount_on, true) {
-                log::warn!("{error:#}");
+            if let Err(error) = on_signal.detach() {
+                log::warn!("{error}");
             }
         }
     });
-    let (point, image, written) = (mountpoint.to_owned(), image.to_owned(), pid_file.map(Path::to_owned));
+    let (point, on_ready) = (mountpoint.to_owned(), keeper.clone());
     let ready = std::thread::spawn(move || {
-        announce(&point, &image, written.as_deref(), root, daemon).inspect_err(|_| {
+        let mark = serde_json::json!({ "pid": std::process::id(), "image": image, "mountpoint": point });
+        announce(&point, &mounts, &format!("{mark}\n"), &on_ready, root, null).inspect_err(|_| {
             // Nobody was told of the mount: it goes, and the session ends with it.
-            let _ = umount::unmount(&point, true);
+            let _ = on_ready.detach();
         })
     });
     session.run()?;
@@ -259,10 +329,9 @@ fn serve(
     let settled = tree.writer().map_or(Ok(()), FileSystemWrite::quiesce).context("what was written last is lost");
     drop(tree);
     let finished = settled.and(finish());
-    if let Some(path) = pid_file {
-        let _ = std::fs::remove_file(path);
-    }
-    let mut mark = match ready.join() {
+    let announced = ready.join();
+    keeper.end();
+    let mut mark = match announced {
         Ok(announced) => announced?,
         Err(_) => None,
     };
@@ -314,32 +383,25 @@ fn config(options: &MountOptions) -> Config {
 /// Runs beside the session: once the mount answers, says so to whoever waits.
 fn announce(
     mountpoint: &Path,
-    image: &Path,
-    pid_file: Option<&Path>,
+    mounts: &Mounts,
+    mark: &str,
+    keeper: &Keeper,
     root: bool,
-    daemon: bool,
+    null: Option<File>,
 ) -> Result<Option<Mark>> {
     std::fs::metadata(mountpoint).with_context(|| format!("{} does not answer", mountpoint.display()))?;
-    let mounted = runtime::mounted_at(mountpoint)?;
-    let pid = std::process::id();
+    let mounted = mounts.at(mountpoint)?;
     let mark = mounted.as_ref().and_then(|mounted| {
-        let text = serde_json::json!({ "pid": pid, "image": image, "mountpoint": mountpoint });
-        Mark::set(mounted, &format!("{text}\n")).map_err(|error| log::warn!("umount will not wait: {error:#}")).ok()
+        Mark::set(mounted, mark).map_err(|error| log::warn!("umount will not wait: {error:#}")).ok()
     });
-    if let (true, Some(mounted)) = (root, &mounted) {
-        let setting = format!("/sys/class/bdi/{}/read_ahead_kb", mounted.device.replace('-', ":"));
-        if let Err(error) = std::fs::write(&setting, READ_AHEAD_KIB.to_string()) {
-            log::debug!("{setting}: {error}");
-        }
+    if root && let Err(error) = keeper.read_ahead() {
+        log::debug!("readahead: {error}");
     }
-    if let Some(path) = pid_file {
-        std::fs::write(path, format!("{pid}\n")).with_context(|| path.display().to_string())?;
-    }
-    if daemon {
+    keeper.write_number().context("writing the process number")?;
+    if let Some(null) = null {
         let mut out = std::io::stdout();
         writeln!(out, "{READY}").and_then(|()| out.flush())?;
         std::env::set_current_dir("/")?;
-        let null = File::options().read(true).write(true).open("/dev/null")?;
         rustix::stdio::dup2_stdout(null.as_fd())?;
         rustix::stdio::dup2_stderr(null.as_fd())?;
     }

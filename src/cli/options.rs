@@ -7,6 +7,8 @@ use anyhow::{Context, Result, bail};
 use imgfs::device::overlay::{self, Overlay};
 use imgfs::stack::{self, Writing};
 
+use super::sandbox::{SafetyArgs, Sandbox};
+
 /// Everything that `-o` can say.
 #[derive(Debug, Clone, Default)]
 pub struct MountOptions {
@@ -87,9 +89,38 @@ pub struct OverlayArgs {
     /// Take a base that has changed since the overlay was made
     #[arg(long)]
     pub force_base: bool,
+    #[command(flatten)]
+    pub safety: SafetyArgs,
 }
 
 impl OverlayArgs {
+    /// Gives up all rights but those to read the overlay and its base, and to fill a folder.
+    pub fn confine(&self, output: Option<&Path>) -> Result<()> {
+        self.keeping(output).enter()
+    }
+
+    /// The same, and to change both.
+    pub fn confine_to_change(&self) -> Result<()> {
+        let mut sandbox = self.keeping(None);
+        sandbox.change(&self.overlay);
+        if let Ok(base) = stack::base_of(&self.overlay, self.base.as_deref()) {
+            sandbox.change(&base);
+        }
+        sandbox.enter()
+    }
+
+    fn keeping(&self, output: Option<&Path>) -> Sandbox {
+        let mut sandbox = Sandbox::new(&self.safety);
+        sandbox.image(&self.overlay);
+        if let Some(base) = &self.base {
+            sandbox.image(base);
+        }
+        if let Some(output) = output {
+            sandbox.fill_beside(output);
+        }
+        sandbox
+    }
+
     /// How the overlay is opened: only to look at it, or to change it.
     pub fn options(&self, read_only: bool) -> overlay::Options {
         overlay::Options { force: self.force_base, read_only, ..overlay::Options::default() }

@@ -1,7 +1,7 @@
 //! `imgfs overlay`: what an overlay is, and whether it is sound.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use imgfs::device::overlay::{self, Binding, Hash, Info};
@@ -9,6 +9,7 @@ use imgfs::text::printable;
 use serde_json::json;
 
 use super::Outcome;
+use super::sandbox::{SafetyArgs, Sandbox};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -20,6 +21,8 @@ pub struct Args {
 enum Command {
     /// Size, base, and what the overlay remembers of its base
     Info {
+        #[command(flatten)]
+        safety: SafetyArgs,
         /// Facts for a program: one object, shape "imgfs-overlay-1"
         #[arg(long)]
         json: bool,
@@ -28,6 +31,8 @@ enum Command {
     },
     /// Look through its tables; exit status 1 when something is wrong
     Check {
+        #[command(flatten)]
+        safety: SafetyArgs,
         /// The overlay
         overlay: PathBuf,
     },
@@ -35,9 +40,21 @@ enum Command {
 
 pub fn run(args: &Args) -> Result<Outcome> {
     match &args.command {
-        Command::Info { json, overlay } => info(&overlay::info(overlay)?, *json),
-        Command::Check { overlay } => check(&overlay::check(overlay)?),
+        Command::Info { safety, json, overlay } => {
+            confine(safety, overlay)?;
+            info(&overlay::info(overlay)?, *json)
+        }
+        Command::Check { safety, overlay } => {
+            confine(safety, overlay)?;
+            check(&overlay::check(overlay)?)
+        }
     }
+}
+
+fn confine(safety: &SafetyArgs, overlay: &Path) -> Result<()> {
+    let mut sandbox = Sandbox::new(safety);
+    sandbox.image(overlay);
+    sandbox.enter()
 }
 
 fn info(info: &Info, as_json: bool) -> Result<Outcome> {

@@ -10,6 +10,7 @@ use imgfs::stack::{Image, Options, Writing};
 
 use super::Outcome;
 use super::options::{OverlayArgs, WritingArgs};
+use super::sandbox::{SafetyArgs, Sandbox};
 
 /// The words of `imgfs export`.
 #[derive(clap::Args)]
@@ -22,6 +23,7 @@ pub struct ExportArgs {
 }
 
 pub fn export(args: &ExportArgs) -> Result<Outcome> {
+    args.overlay.confine(Some(&args.patch))?;
     let overlay = args.overlay.open(true)?;
     let name = || args.patch.display().to_string();
     let mut out = BufWriter::new(File::create_new(&args.patch).with_context(name)?);
@@ -47,6 +49,8 @@ pub struct ApplyArgs {
     image: PathBuf,
     #[command(flatten)]
     writing: WritingArgs,
+    #[command(flatten)]
+    safety: SafetyArgs,
 }
 
 pub fn apply(args: &ApplyArgs) -> Result<Outcome> {
@@ -56,6 +60,12 @@ pub fn apply(args: &ApplyArgs) -> Result<Outcome> {
         Some(Writing::Overlay(path, _)) if !path.exists() => Some(path.clone()),
         _ => None,
     };
+    let mut sandbox = Sandbox::new(&args.safety);
+    sandbox.image(&args.image);
+    if let Some(writing) = &writing {
+        sandbox.fill_for(writing);
+    }
+    sandbox.enter()?;
     let image = Image::open(&args.image, &Options { writing, ..Options::default() })?;
     let summary = apply_patch(&mut BufReader::new(file), image.disk.as_ref()).inspect_err(|_| {
         // Made for this patch alone.

@@ -15,6 +15,8 @@ use rustix::process::{Pid, PidfdFlags};
 
 /// How a mark starts whose daemon failed at the end.
 const FAILED: &str = "failed: ";
+/// Where the kernel lists its mounts.
+const MOUNTS: &str = "/proc/self/mountinfo";
 
 /// A mount as the kernel lists it.
 pub struct Mounted {
@@ -24,27 +26,43 @@ pub struct Mounted {
     pub kind: String,
 }
 
-/// What the kernel has at a mount point; `None` when nothing is mounted there. Works for a mount
-/// whose daemon is gone, which cannot be looked at otherwise.
-pub fn mounted_at(mountpoint: &Path) -> Result<Option<Mounted>> {
-    let text = std::fs::read("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
-    let wanted = octal_escaped(mountpoint);
-    let mut found = None;
-    for line in text.split(|&byte| byte == b'\n') {
-        let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
-        let separator = fields.iter().position(|field| *field == b"-");
-        let (Some(device), Some(point), Some(kind)) =
-            (fields.get(2), fields.get(4), separator.and_then(|at| fields.get(at + 1)))
-        else {
-            continue;
-        };
-        if *point == wanted.as_slice() {
-            // The last one lies on top.
-            let device = String::from_utf8_lossy(device).replace(':', "-");
-            found = Some(Mounted { device, kind: String::from_utf8_lossy(kind).into_owned() });
-        }
+/// The kernel's list of mounts, to be read at any later time.
+pub struct Mounts(File);
+
+impl Mounts {
+    /// Opens it.
+    pub fn open() -> Result<Self> {
+        Ok(Self(File::open(MOUNTS).context(MOUNTS)?))
     }
-    Ok(found)
+
+    /// What the kernel has at a mount point; `None` when nothing is mounted there. Works for a mount
+    /// whose daemon is gone, which cannot be looked at otherwise.
+    pub fn at(&self, mountpoint: &Path) -> Result<Option<Mounted>> {
+        let (mut list, mut text) = (&self.0, Vec::new());
+        list.rewind().and_then(|()| list.read_to_end(&mut text)).context(MOUNTS)?;
+        let wanted = octal_escaped(mountpoint);
+        let mut found = None;
+        for line in text.split(|&byte| byte == b'\n') {
+            let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
+            let separator = fields.iter().position(|field| *field == b"-");
+            let (Some(device), Some(point), Some(kind)) =
+                (fields.get(2), fields.get(4), separator.and_then(|at| fields.get(at + 1)))
+            else {
+                continue;
+            };
+            if *point == wanted.as_slice() {
+                // The last one lies on top.
+                let device = String::from_utf8_lossy(device).replace(':', "-");
+                found = Some(Mounted { device, kind: String::from_utf8_lossy(kind).into_owned() });
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// As [`Mounts::at`], at once.
+pub fn mounted_at(mountpoint: &Path) -> Result<Option<Mounted>> {
+    Mounts::open()?.at(mountpoint)
 }
 
 /// As the kernel writes a path there: space, tab, newline and backslash in octal.
@@ -67,7 +85,7 @@ pub fn absolute(mountpoint: &Path) -> Result<PathBuf> {
 }
 
 /// The folder for the state of this user's mounts, made on first use, closed to others.
-fn folder() -> Result<PathBuf> {
+pub fn folder() -> Result<PathBuf> {
     let uid = rustix::process::geteuid();
     let base = match std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !uid.is_root()) {
         Some(base) if Path::new(&base).is_dir() => PathBuf::from(base).join("imgfs"),

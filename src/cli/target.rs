@@ -11,6 +11,7 @@ use imgfs::forest::Forest;
 use imgfs::stack::{Image, Tree};
 
 use super::options::{self, MountOptions};
+use super::sandbox::SafetyArgs;
 
 /// How an image is named and read: the arguments that every command shares.
 #[derive(clap::Args, Clone)]
@@ -18,6 +19,8 @@ pub struct ImageArgs {
     /// Options as for mount(8); see `imgfs mount --help`
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
+    #[command(flatten)]
+    pub safety: SafetyArgs,
 }
 
 /// An image, and a path in it.

@@ -9,6 +9,7 @@ use imgfs::forest::Forest;
 
 use super::Outcome;
 use super::ls::shown;
+use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target};
 use super::walk;
 
@@ -25,6 +26,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
+    Sandbox::enter_for(&args.image.safety, [&args.target])?;
     let target = Target::parse(&args.target)?;
     let image = target.open(&args.image)?;
     let forest = image.forest();

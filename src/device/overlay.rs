@@ -50,7 +50,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use self::create::{Named, qemu_format, recorded_name, reference, rename_new, temporary_name, write_new};
+use self::create::{Named, qemu_format, recorded_name, reference, rename_new, sync_folder, temporary_name, write_new};
 use self::geometry::{ENTRY, Geometry, from_bytes};
 use self::header::{AUTOCLEAR_FIELD, Header, OVERLAY, TablePlace};
 use self::refcounts::Refcounts;
@@ -137,6 +137,9 @@ pub struct Overlay {
 impl Overlay {
     /// A new overlay in a new file; a file of this name must not exist.
     pub fn create(path: &Path, base: &Base, options: &Options) -> Result<Self> {
+        if std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() == 0) {
+            return Self::fill_empty(path, base, options);
+        }
         let binding = Binding::of(base)?;
         let name = recorded_name(path, &base.path)?;
         let temporary = temporary_name(path);
@@ -148,6 +151,22 @@ impl Overlay {
             return Err(error);
         }
         Self::start(path, Box::new(store), base, options)
+    }
+
+    /// Makes an overlay in a file that is there and empty: one that was made by a process with more
+    /// rights. Empty again when that fails.
+    fn fill_empty(path: &Path, base: &Base, options: &Options) -> Result<Self> {
+        let io = |error| Error::io(path.display().to_string(), error);
+        let store = HostStore::open(path)?;
+        if store.size().map_err(io)? > 0 {
+            return Err(io(ErrorKind::AlreadyExists.into()));
+        }
+        let made = Self::create_in(Box::new(store), path, base, options);
+        match &made {
+            Ok(_) => sync_folder(path)?,
+            Err(_) => drop(HostStore::open(path).map(|store| store.set_size(0))),
+        }
+        made
     }
 
     /// Opens an overlay that is there. The base must be the one that it was made for, unless

@@ -7,7 +7,7 @@ use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{Error, ErrorKind, IoSliceMut, Read, Result};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -61,7 +61,7 @@ fn through_helper(request: Request<'_>) -> Result<OwnedFd> {
     command.env("_FUSE_COMMFD", theirs.as_raw_fd().to_string()).stdin(Stdio::null()).stderr(Stdio::piped());
     let mut helper = command.spawn()?;
     drop(theirs);
-    let received = receive_descriptor(&ours);
+    let received = receive(&ours, &mut [0]).map(|(_, connection)| connection);
     let mut said = String::new();
     if let Some(mut pipe) = helper.stderr.take() {
         pipe.read_to_string(&mut said)?;
@@ -90,23 +90,23 @@ fn helper_options(request: Request<'_>) -> OsString {
     OsString::from_vec(options)
 }
 
-fn receive_descriptor(socket: &UnixStream) -> Result<Option<OwnedFd>> {
-    let mut byte = [0];
+/// One message from a socket: its length, and the descriptor that came with it. Length 0 is the end.
+pub fn receive(socket: impl AsFd, text: &mut [u8]) -> Result<(usize, Option<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    loop {
+    let len = loop {
         let flags = RecvFlags::CMSG_CLOEXEC;
-        match rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, flags) {
+        match rustix::net::recvmsg(&socket, &mut [IoSliceMut::new(text)], &mut ancillary, flags) {
             Err(error) if Error::from(error).kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),
-            Ok(_) => break,
+            Ok(received) => break received.bytes,
         }
-    }
+    };
     let rights = ancillary.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
         _ => None,
     });
-    Ok(rights)
+    Ok((len, rights))
 }
 
 #[cfg(test)]

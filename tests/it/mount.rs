@@ -130,6 +130,48 @@ fn umount_returns_when_the_daemon_is_gone() {
     }
 }
 
+/// What the kernel says of a process and of each of its threads.
+fn statuses(pid: u32) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("status")).unwrap()).collect()
+}
+
+#[test]
+fn the_daemon_has_given_up_its_rights_unless_told_not_to() {
+    let scratch = Scratch::new();
+    let image = demo(&scratch);
+    for options in [&["-o", "ro"][..], &["-o", "rw"], &["--snapshot"], &["-o", "rw", "--commit"]] {
+        let mounted = Mounted::new(&image, options);
+        std::fs::read(mounted.path("disk.img")).unwrap();
+        let statuses = statuses(mounted.pid);
+        assert!(statuses.len() > 4, "its threads answer the kernel");
+        for status in statuses {
+            assert!(status.contains("NoNewPrivs:\t1\n") && status.contains("Seccomp:\t2\n"), "{status}");
+        }
+    }
+    let mounted = Mounted::new(&image, &["--no-sandbox"]);
+    for status in statuses(mounted.pid) {
+        assert!(status.contains("NoNewPrivs:\t0\n") && status.contains("Seccomp:\t0\n"), "{status}");
+    }
+    drop(mounted);
+    let warned = run(&["ls", "--no-sandbox", image.to_str().unwrap()]);
+    assert_eq!(warned.code, Some(0));
+    assert!(warned.err.contains("--no-sandbox: a bug in a decoder could"), "{}", warned.err);
+}
+
+#[test]
+fn nothing_is_left_of_a_mount_that_failed() {
+    let scratch = Scratch::new();
+    let (image, at) = (scratch.path("bad.img"), scratch.path("mnt"));
+    std::fs::write(&image, [b"QFI\xfb\0\0\0\x02".as_slice(), &[0xff; 1000]].concat()).unwrap();
+    std::fs::create_dir(&at).unwrap();
+    for option in ["-orw", "--snapshot"] {
+        let failed = imgfs().arg(option).args([&image, &at]).env("TMPDIR", scratch.path("")).output().unwrap();
+        assert_eq!(failed.status.code(), Some(1), "{}", said(failed).err);
+        assert_eq!(names(&scratch.path("")), ["bad.img", "mnt"]);
+    }
+}
+
 #[test]
 fn a_mount_in_use_is_not_unmounted_unless_lazily() {
     let scratch = Scratch::new();

@@ -26,7 +26,7 @@ const DIGEST: usize = 32;
 const MAX_SIZE: u64 = 512 << 20;
 
 /// The cache folder, made if need be; `None` when there is no home, or no way to make it.
-pub(super) fn folder(options: &Options) -> Option<PathBuf> {
+pub(in crate::container) fn folder(options: &Options) -> Option<PathBuf> {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let folder = match &options.cache_folder {
         Some(folder) => folder.clone(),

@@ -95,8 +95,12 @@ pub(super) fn rename_new(from: &Path, to: &Path) -> Result<()> {
         Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => return Err(io(Errno::EXIST)),
         result => result.map_err(io)?,
     }
-    // The name itself must survive a crash too.
-    let folder = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    sync_folder(to)
+}
+
+/// The name itself must survive a crash too.
+pub(super) fn sync_folder(file: &Path) -> Result<()> {
+    let folder = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     match std::fs::File::open(folder).and_then(|folder| folder.sync_all()) {
         Err(error) if error.kind() != ErrorKind::InvalidInput => Err(host(&folder.display().to_string(), error)),
         _ => Ok(()),
