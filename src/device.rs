@@ -56,6 +56,12 @@ pub trait BlockWrite: Send + Sync {
     /// Writes all of `buf` at `offset`. Past the end is [`Error::PastEnd`]; nothing grows.
     fn write_all_at(&self, buf: &[u8], offset: u64) -> Result<()>;
 
+    /// Sees to it that a later write of these bytes does not fail for want of space; reading them
+    /// gives what it gave before. Nothing to do where all bytes have their place.
+    fn reserve(&self, _offset: u64, _len: u64) -> Result<()> {
+        Ok(())
+    }
+
     /// Returns when everything written before is on stable storage.
     fn flush(&self) -> Result<()>;
 }

@@ -122,6 +122,8 @@ pub struct Overlay {
     /// Where the file ends, at least.
     file_end: AtomicU64,
     claims: Claims,
+    /// Held by the one who has the host set room aside.
+    backing: Mutex<()>,
     flushes: Flushes,
     /// Something was written since the last sync.
     unsynced: AtomicBool,
@@ -315,6 +317,7 @@ impl Overlay {
             tables: RwLock::new(Tables::new(geometry, header.l1.offset, from_bytes(&l1), refcounts)),
             file_end: AtomicU64::new(file_end),
             claims: Claims::default(),
+            backing: Mutex::default(),
             flushes: Flushes::default(),
             unsynced: AtomicBool::new(clears),
             failed: AtomicBool::new(false),
@@ -592,6 +595,12 @@ impl Drop for Overlay {
         }
         if let Err(error) = self.flush() {
             log::error!("{}: what was written last is lost: {error}", self.name);
+        }
+        // Gives back the room that was set aside and not needed.
+        if !self.options.read_only
+            && let Err(error) = self.store.size().and_then(|size| self.store.set_size(size))
+        {
+            log::warn!("{}: {error}", self.name);
         }
     }
 }

@@ -72,6 +72,11 @@ impl BlockWrite for Window {
         self.below.writer().ok_or(Error::ReadOnly)?.write_all_at(buf, place)
     }
 
+    fn reserve(&self, offset: u64, len: u64) -> Result<()> {
+        let place = self.place(usize::try_from(len).map_err(|_| Error::Invalid)?, offset)?;
+        self.below.writer().ok_or(Error::ReadOnly)?.reserve(place, len)
+    }
+
     fn flush(&self) -> Result<()> {
         self.below.writer().ok_or(Error::ReadOnly)?.flush()
     }

@@ -1,7 +1,7 @@
 //! FAT volumes that are written here, compared with a model in memory, with what mtools and
 //! fsck.fat make of them, and with what is left of them after a crash.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -1088,10 +1088,24 @@ fn many_threads_write_and_read_side_by_side() {
     check_volume(&disk, &fs, &expected, &Scratch::new(), true);
 }
 
-/// A device that runs full, as an overlay does.
+/// A device that runs full, as an overlay does: each sector takes room with its first write.
 struct Filling {
     disk: Arc<Disk>,
-    left: AtomicU64,
+    taken: Mutex<HashSet<u64>>,
+    room: AtomicU64,
+}
+
+impl Filling {
+    fn take(&self, offset: u64, len: u64) -> Result<()> {
+        let mut taken = self.taken.lock().unwrap();
+        for sector in offset / 512..(offset + len).div_ceil(512) {
+            if !taken.contains(&sector) && taken.len() as u64 >= self.room.load(Ordering::Relaxed) {
+                return Err(Error::NoSpace);
+            }
+            taken.insert(sector);
+        }
+        Ok(())
+    }
 }
 
 impl BlockDevice for Filling {
@@ -1111,9 +1125,11 @@ impl BlockDevice for Filling {
 
 impl BlockWrite for Filling {
     fn write_all_at(&self, buf: &[u8], offset: u64) -> Result<()> {
-        let taken = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
-        taken.map_err(|_| Error::NoSpace)?;
+        self.take(offset, buf.len() as u64)?;
         self.disk.write_all_at(buf, offset)
+    }
+    fn reserve(&self, offset: u64, len: u64) -> Result<()> {
+        self.take(offset, len)
     }
     fn flush(&self) -> Result<()> {
         Ok(())
@@ -1121,27 +1137,54 @@ impl BlockWrite for Filling {
 }
 
 #[test]
-fn a_device_that_runs_full_leaves_a_volume_that_goes_on_when_there_is_room() {
+fn a_device_that_runs_full_refuses_changes_and_loses_none_that_it_took() {
     let scratch = Scratch::new();
-    for room in 0..40 {
-        let disk = Disk::by_mkfs(1440, "-F 12");
-        let device = Arc::new(Filling { disk: disk.clone(), left: AtomicU64::new(room) });
+    for (room, args) in (0..120).flat_map(|room| [(room, "-F 12"), (room + 20, "-F 16 -s 1")]) {
+        let disk = Disk::by_mkfs(if args == "-F 12" { 1440 } else { 3000 }, args);
+        let device = Arc::new(Filling { disk: disk.clone(), taken: Mutex::default(), room: AtomicU64::new(room) });
         let fs = (fat::FORMAT.open)(device.clone(), &Options::default()).unwrap();
         let mut expected = Tree::new();
-        for i in 0..30u64 {
-            let path = format!("file {i}");
-            let created = writer(&fs).create(fs.root(), path.as_bytes(), file());
-            if let Ok(node) = created {
-                let bytes = pattern(1000, i);
-                let written = writer(&fs).write(node, &bytes, 0, NOW).is_ok();
-                expected.insert(path, Some(if written { bytes } else { Vec::new() }));
-            }
-            if i % 7 == 0 {
-                writer(&fs).flush().ok();
+        let mut random = Random(room * 77 + 1);
+        let mut refused = 0;
+        for i in 0..60u64 {
+            let names: Vec<String> = expected.keys().cloned().collect();
+            let name = format!("a file with a long name {i}");
+            match (random.below(10), random.pick(&names).cloned()) {
+                (0..5, _) | (_, None) => {
+                    let made = writer(&fs).create(fs.root(), name.as_bytes(), file());
+                    let bytes = pattern(1 + random.below(3000), i);
+                    let Ok(node) = made else {
+                        refused += 1;
+                        continue;
+                    };
+                    let written = writer(&fs).write(node, &bytes, 0, NOW);
+                    refused += u64::from(written.is_err());
+                    expected.insert(name, Some(if written.is_ok() { bytes } else { Vec::new() }));
+                }
+                (5, Some(old)) => match writer(&fs).rename(fs.root(), old.as_bytes(), fs.root(), name.as_bytes(), true)
+                {
+                    Ok(()) => drop(expected.remove(&old).map(|bytes| expected.insert(name, bytes))),
+                    Err(_) => refused += 1,
+                },
+                (6, Some(old)) => match writer(&fs).remove(fs.root(), old.as_bytes(), false) {
+                    Ok(()) => drop(expected.remove(&old)),
+                    Err(_) => refused += 1,
+                },
+                (7, Some(old)) => {
+                    let node = fs.lookup(fs.root(), old.as_bytes()).unwrap().unwrap();
+                    let size = random.below(4000);
+                    match writer(&fs).set_attributes(node, &Changes { size: Some(size as u64), ..Changes::default() }) {
+                        Ok(()) => expected.get_mut(&old).unwrap().as_mut().unwrap().resize(size, 0),
+                        Err(_) => refused += 1,
+                    }
+                }
+                // Whatever was not refused can be written back, at any time.
+                _ => writer(&fs).flush().unwrap(),
             }
         }
-        device.left.store(u64::MAX, Ordering::Relaxed);
-        check_volume(&disk, &fs, &expected, &scratch, false);
+        assert!(refused > 0 || room > 60, "never full with {room} sectors");
+        writer(&fs).quiesce().unwrap();
+        check_volume(&disk, &fs, &expected, &scratch, room % 10 == 0);
     }
 }
 

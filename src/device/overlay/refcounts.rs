@@ -48,6 +48,8 @@ pub(super) struct Refcounts {
     cursor: u64,
     /// Clusters that the file may have.
     max_clusters: u64,
+    /// Clusters for which the host has set room aside: no other is given out.
+    backed: u64,
     used: u64,
 }
 
@@ -107,8 +109,28 @@ impl Refcounts {
             moved_from: Vec::new(),
             cursor: 0,
             max_clusters: max_size.map_or(u64::MAX, |size| geometry.cluster(size)),
+            backed: geometry.clusters(file_size),
             used,
         })
+    }
+
+    /// Clusters for which the host has room for sure, and those that the file may have.
+    pub fn bounds(&self) -> (u64, u64) {
+        (self.backed, self.max_clusters)
+    }
+
+    /// The host has set room aside for this many clusters.
+    pub fn back(&mut self, clusters: u64) {
+        self.backed = self.backed.max(clusters);
+    }
+
+    /// Bytes of the table in the file that lead to the blocks of these clusters.
+    pub fn entries_of(&self, clusters: Clusters) -> (u64, u64) {
+        let index = |cluster| self.geometry.block_index(cluster) as u64;
+        let (first, last) = (index(clusters.first), index(clusters.first.saturating_add(clusters.count)));
+        let first = first.min(self.place.entries.saturating_sub(1));
+        let count = last.min(self.place.entries.saturating_sub(1)).saturating_sub(first).saturating_add(1);
+        (self.place.offset.saturating_add(first.saturating_mul(ENTRY)), count.saturating_mul(ENTRY))
     }
 
     /// Clusters in use.
@@ -166,9 +188,10 @@ impl Refcounts {
 
     /// Takes up to `want` free clusters that lie together; at least one. They are counted at once.
     pub fn allocate(&mut self, want: u64) -> Result<Clusters> {
+        let end = self.max_clusters.min(self.backed);
         loop {
             let index = self.geometry.block_index(self.cursor);
-            if self.cursor >= self.max_clusters {
+            if self.cursor >= end {
                 return Err(Error::NoSpace);
             }
             match self.blocks.get_mut(index) {
@@ -189,15 +212,15 @@ impl Refcounts {
                         continue;
                     };
                     let first = self.cursor.saturating_add(free as u64);
-                    let room = want.min(self.max_clusters.saturating_sub(first));
+                    let room = want.min(end.saturating_sub(first));
                     let lengths = counts.iter().skip(from.saturating_add(free)).zip(0..room);
                     let count = lengths.take_while(|(count, _)| **count == 0).count() as u64;
                     if count == 0 {
                         return Err(Error::NoSpace);
                     }
-                    let end = first.saturating_add(count);
-                    (first..end).for_each(|cluster| self.set(cluster, 1));
-                    self.cursor = end;
+                    let next = first.saturating_add(count);
+                    (first..next).for_each(|cluster| self.set(cluster, 1));
+                    self.cursor = next;
                     return Ok(Clusters { first, count });
                 }
             }
@@ -254,7 +277,7 @@ impl Refcounts {
         }
         let end = start.saturating_add(blocks).saturating_add(clusters);
         let fits = entries.saturating_mul(ENTRY) <= super::header::MAX_REFCOUNT_TABLE;
-        if !fits || end > self.max_clusters {
+        if !fits || end > self.max_clusters.min(self.backed) {
             return Err(Error::NoSpace);
         }
         let len = usize::try_from(entries).map_err(|_| Error::NoSpace)?;
@@ -328,7 +351,9 @@ mod tests {
     fn small(max_size: Option<u64>) -> Refcounts {
         let store = MemoryStore::default();
         super::super::write_new(&store, 1 << 20, None).unwrap();
-        Refcounts::read(&store, &Header::read(&store).unwrap(), max_size).unwrap()
+        let mut refcounts = Refcounts::read(&store, &Header::read(&store).unwrap(), max_size).unwrap();
+        refcounts.back(u64::MAX);
+        refcounts
     }
 
     #[test]

@@ -24,7 +24,8 @@ pub trait Store: Send + Sync {
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
     /// Cuts the file, or lets it grow by a hole.
     fn set_size(&self, size: u64) -> io::Result<()>;
-    /// Takes room for a later write of these bytes, when the host can do that; changes none of them.
+    /// Takes room for a later write of these bytes, when the host can do that; changes none of them,
+    /// nor the size.
     fn reserve(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Returns when everything written before is on stable storage.
     fn sync(&self) -> io::Result<()>;
@@ -171,7 +172,7 @@ impl Store for HostStore {
     }
 
     fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
-        match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), offset, len) {
+        match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, len) {
             Err(rustix::io::Errno::NOSPC) => Err(rustix::io::Errno::NOSPC.into()),
             Err(rustix::io::Errno::DQUOT) => Err(rustix::io::Errno::DQUOT.into()),
             _ => Ok(()),

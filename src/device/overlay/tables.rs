@@ -212,6 +212,13 @@ impl Tables {
         }
     }
 
+    /// Position in the file of the L1 entry for a cluster of the disk, while it leads nowhere.
+    pub fn vacant_l1(&self, cluster: u64) -> Option<u64> {
+        let index = self.geometry.l1_index(cluster);
+        let vacant = self.l1.get(index).is_some_and(|entry| *entry & OFFSET == 0);
+        vacant.then(|| self.l1_at.saturating_add((index as u64).saturating_mul(ENTRY)))
+    }
+
     /// The L2 table for a cluster of the disk, made when there is none. True with a new one: its
     /// position, so that room can be taken for it.
     pub fn ensure_table(&mut self, cluster: u64) -> Result<Look<Option<u64>>> {

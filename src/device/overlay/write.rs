@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use super::geometry::ENTRY;
 use super::header::REFCOUNT_TABLE_FIELD;
 use super::refcounts::{Clusters, RefcountWrites};
 use super::store::host;
@@ -13,6 +14,9 @@ use crate::error::{Error, Result};
 
 /// New clusters are written in groups of at most this many bytes.
 const MAX_GROUP: u64 = 1 << 20;
+/// The host sets room aside ahead of need: an eighth of the file, within these bounds.
+const LEAST_AHEAD: u64 = 64 << 10;
+const MOST_AHEAD: u64 = 1 << 20;
 
 /// Clusters of the disk that some thread is writing for the first time.
 #[derive(Default)]
@@ -71,6 +75,24 @@ struct Target {
     allocated: bool,
 }
 
+/// What new clusters are to hold.
+#[derive(Clone, Copy)]
+enum New<'a> {
+    /// These bytes, and around them what is there already.
+    Bytes(&'a [u8]),
+    /// For so many bytes, what is there already.
+    Present(u64),
+}
+
+impl New<'_> {
+    fn len(self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Present(len) => len,
+        }
+    }
+}
+
 impl BlockWrite for Overlay {
     fn write_all_at(&self, mut buf: &[u8], mut offset: u64) -> Result<()> {
         check_range(buf.len(), offset, self.size)?;
@@ -84,21 +106,37 @@ impl BlockWrite for Overlay {
                 Spot::Data { at, shared: false } => {
                     self.check_inside(at, len)?;
                     self.write_own(now, at)?;
-                    len
+                    len as u64
                 }
                 Spot::Data { at, shared: true } => {
                     return Err(Error::corrupt(super::OVERLAY, "L2 entry (COPIED flag)", at));
                 }
                 Spot::Base | Spot::Zero { .. } => {
                     made_new = true;
-                    self.write_new(now, offset)?
+                    self.write_new(New::Bytes(now), offset)?
                 }
             };
-            buf = buf.get(written..).unwrap_or_default();
-            offset = offset.saturating_add(written as u64);
+            buf = buf.get(usize::try_from(written).unwrap_or(usize::MAX)..).unwrap_or_default();
+            offset = offset.saturating_add(written);
         }
         if made_new && read_guard(&self.tables).is_crowded() {
             self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Takes clusters for the bytes that the overlay lacks, with what is there already in them.
+    fn reserve(&self, mut offset: u64, len: u64) -> Result<()> {
+        let end = offset.checked_add(len).filter(|end| *end <= self.size);
+        let end = end.ok_or(Error::PastEnd { offset, len, size: self.size })?;
+        self.check_writable()?;
+        while offset < end {
+            let found = self.find(offset, end.saturating_sub(offset))?;
+            let taken = match found.spot {
+                Spot::Data { .. } | Spot::Zero { ready: Some(_) } => found.len,
+                _ => self.write_new(New::Present(end.saturating_sub(offset)), offset)?,
+            };
+            offset = offset.saturating_add(taken);
         }
         Ok(())
     }
@@ -148,10 +186,10 @@ impl Overlay {
 
     /// Writes to clusters that the overlay lacked a moment ago, and says how many bytes it took:
     /// none when another thread was first.
-    fn write_new(&self, buf: &[u8], offset: u64) -> Result<usize> {
+    fn write_new(&self, new: New<'_>, offset: u64) -> Result<u64> {
         let geometry = self.geometry;
         let first = geometry.cluster(offset);
-        let end = offset.saturating_add(buf.len() as u64);
+        let end = offset.saturating_add(new.len());
         // A group is published in one L2 table.
         let most = geometry.cluster(MAX_GROUP).max(1).min(geometry.left_in_table(first));
         let last = geometry.cluster(end.saturating_sub(1)).saturating_add(1);
@@ -162,8 +200,15 @@ impl Overlay {
             return Ok(0);
         }
         let end = end.min(offset.saturating_add(found.len));
-        let len = usize::try_from(end.saturating_sub(offset)).map_err(|_| Error::Invalid)?;
-        if is_zero(buf.get(..len).ok_or(Error::Invalid)?) {
+        let part = |end: u64| {
+            let len = usize::try_from(end.saturating_sub(offset)).map_err(|_| Error::Invalid)?;
+            match new {
+                New::Bytes(bytes) => bytes.get(..len).ok_or(Error::Invalid),
+                New::Present(_) => Ok(Default::default()),
+            }
+        };
+        if matches!(new, New::Bytes(_)) && is_zero(part(end)?) {
+            let len = end.saturating_sub(offset);
             if matches!(found.spot, Spot::Zero { .. }) {
                 return Ok(len);
             }
@@ -175,9 +220,7 @@ impl Overlay {
         }
         let target = self.place_new(first, geometry.clusters(end).saturating_sub(first), found.spot)?;
         let end = end.min(geometry.start(first.saturating_add(target.clusters.count)));
-        let len = usize::try_from(end.saturating_sub(offset)).map_err(|_| Error::Invalid)?;
-        let now = buf.get(..len).ok_or(Error::Invalid)?;
-        if let Err(error) = self.write_group(now, offset, found.spot, target.clusters) {
+        if let Err(error) = self.write_group(part(end)?, offset, found.spot, target.clusters) {
             if target.allocated {
                 write_guard(&self.tables).give_back(target.clusters);
             }
@@ -186,7 +229,7 @@ impl Overlay {
         let Clusters { first: own, count } = target.clusters;
         self.with_tables(|| write_guard(&self.tables).publish(first, count, Some(own)))?;
         self.counters.new_clusters.fetch_add(count, Ordering::Relaxed);
-        Ok(len)
+        Ok(end.saturating_sub(offset))
     }
 
     /// How many clusters the bytes are, when they are whole ones. The last one ends with the disk.
@@ -198,13 +241,55 @@ impl Overlay {
 
     /// Sees to it that there is an L2 table for the cluster, and room for it in the host's file system.
     fn make_table(&self, cluster: u64) -> Result<()> {
-        let new = self.with_tables(|| write_guard(&self.tables).ensure_table(cluster))?;
+        let vacant = read_guard(&self.tables).vacant_l1(cluster);
+        if let Some(at) = vacant {
+            self.store.reserve(at, ENTRY).map_err(|error| host(&self.name, error))?;
+        }
+        let new = self.with_room(|| self.with_tables(|| write_guard(&self.tables).ensure_table(cluster)))?;
         if let Some(at) = new {
-            let size = self.geometry.cluster_size();
-            self.store.reserve(at, size).map_err(|error| host(&self.name, error))?;
-            self.file_end.fetch_max(at.saturating_add(size), Ordering::AcqRel);
+            self.file_end.fetch_max(at.saturating_add(self.geometry.cluster_size()), Ordering::AcqRel);
         }
         Ok(())
+    }
+
+    /// Allocates, and lets the host set more room aside when that is all that is missing.
+    fn with_room<T>(&self, mut allocate: impl FnMut() -> Result<T>) -> Result<T> {
+        loop {
+            let (backed, _) = read_guard(&self.tables).refcounts.bounds();
+            match allocate() {
+                Err(Error::NoSpace) if self.back_more(backed)? => {}
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Takes room on the host for clusters past those that it has room for: what is allocated, the
+    /// overlay's own tables included, can then be written whenever that is. `false` when there is
+    /// no more room.
+    fn back_more(&self, seen: u64) -> Result<bool> {
+        let _one = lock(&self.backing);
+        let (backed, most) = read_guard(&self.tables).refcounts.bounds();
+        if backed > seen {
+            return Ok(true);
+        }
+        let at = self.geometry.start(backed);
+        let mut count =
+            self.geometry.cluster((at / 8).clamp(LEAST_AHEAD, MOST_AHEAD)).max(1).min(most.saturating_sub(backed));
+        while count > 0 {
+            let more = Clusters { first: backed, count };
+            let (entries, entries_len) = read_guard(&self.tables).refcounts.entries_of(more);
+            let room = self.store.reserve(at, self.geometry.start(count));
+            match room.and_then(|()| self.store.reserve(entries, entries_len)).map_err(|error| host(&self.name, error))
+            {
+                Ok(()) => {
+                    write_guard(&self.tables).refcounts.back(backed.saturating_add(count));
+                    return Ok(true);
+                }
+                Err(Error::NoSpace) => count /= 2,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
     }
 
     /// Finds clusters of the file for up to `count` of the disk.
@@ -214,7 +299,7 @@ impl Overlay {
             return Ok(Target { clusters, allocated: false });
         }
         self.make_table(first)?;
-        let clusters = write_guard(&self.tables).refcounts.allocate(count)?;
+        let clusters = self.with_room(|| write_guard(&self.tables).refcounts.allocate(count))?;
         Ok(Target { clusters, allocated: true })
     }
 

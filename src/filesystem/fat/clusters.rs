@@ -30,6 +30,13 @@ impl Fat {
             last = first.saturating_add(len).saturating_sub(1);
             runs.push((first, len));
         }
+        if let Err(error) = self.reserve_links(Some(after).filter(|&after| after != 0), &runs) {
+            let map = self.free_map(state)?;
+            for cluster in runs.into_iter().flat_map(|(first, len)| first..first.saturating_add(len)) {
+                map.mark(cluster, false);
+            }
+            return Err(error);
+        }
         let mut last = after;
         for &(first, len) in &runs {
             if last != 0 {
@@ -44,6 +51,35 @@ impl Fat {
             self.table.set(&mut state.table, last, END_MARK)?;
         }
         Ok(runs)
+    }
+
+    /// Sees to it that the table's entries of these clusters can be written back.
+    fn reserve_links(&self, before: Option<u32>, runs: &[(u32, u32)]) -> Result<()> {
+        let writer = self.device_writer()?;
+        for (first, count) in before.map(|before| (before, 1)).iter().chain(runs) {
+            self.table.reserve(writer, *first, *count)?;
+        }
+        Ok(())
+    }
+
+    /// The same for the clusters of an entry that is about to lose its name.
+    pub(super) fn reserve_frees(&self, state: &State, entry: &Entry) -> Result<()> {
+        if self.geometry.cluster_offset(entry.cluster).is_none() {
+            return Ok(());
+        }
+        let chain = self.chain(state, entry.cluster)?;
+        self.reserve_links(None, &self.runs_from(&chain, 0))
+    }
+
+    /// Runs of clusters of a chain from a byte on, which starts one.
+    fn runs_from(&self, chain: &Chain, offset: u64) -> Vec<(u32, u32)> {
+        let size = u64::from(self.geometry.cluster_size);
+        let mut runs = Vec::new();
+        chain.for_each_run(offset, |at, len| {
+            let count = len.checked_div(size).and_then(|count| u32::try_from(count).ok());
+            runs.extend(self.geometry.cluster_at(at).zip(count));
+        });
+        runs
     }
 
     /// Makes the chain of a file or directory at least `len` bytes long. Gives its first cluster.
@@ -82,11 +118,9 @@ impl Fat {
         if kept > chain.len || whole {
             return Ok(first);
         }
-        let mut freed = Vec::new();
-        chain.for_each_run(kept, |at, len| {
-            let count = len.checked_div(size).and_then(|count| u32::try_from(count).ok());
-            freed.extend(self.geometry.cluster_at(at).zip(count));
-        });
+        let freed = self.runs_from(chain, kept);
+        let last = kept.checked_sub(1).and_then(|at| chain.place(at)).and_then(|(at, _)| self.geometry.cluster_at(at));
+        self.reserve_links(last, &freed)?;
         for &(first, count) in &freed {
             for cluster in first..first.saturating_add(count) {
                 state.table.cuts.remove(&cluster);

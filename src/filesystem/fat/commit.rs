@@ -14,18 +14,23 @@
 //! A crash between two stages leaves clusters without a file, a file with two names, or a chain
 //! longer than its file: `fsck.fat` mends each of them. Freed clusters and removed slots are not
 //! used again before their stage is on the disk.
+//!
+//! Room for all of that is taken from the device when a change is made in memory
+//! ([`BlockWrite::reserve`]): on an overlay that is full a change is refused, and one that was not
+//! refused can be written back.
 
 use std::collections::btree_map::Entry as Slot;
 use std::sync::PoisonError;
 
-use super::Fat;
 use super::entry::{ARCHIVE, FREED, SLOT};
 use super::free::FreeMap;
 use super::geometry::Width;
 use super::state::{Marks, Removal, Stage, State};
 use super::table::END_MARK;
+use super::{Fat, ROOT};
 use crate::device::{BlockWrite, read_array};
 use crate::error::{Error, Result};
+use crate::filesystem::NodeId;
 
 /// Changes are written back unasked once they take so much memory: sectors, pieces of the table,
 /// removed slots and freed runs.
@@ -180,6 +185,9 @@ impl Fat {
             None => None,
         };
         let marks = Marks { boot, table };
+        if let Some(at) = self.geometry.info_offset {
+            writer.reserve(at, 512)?;
+        }
         self.write_marks(state, writer, &marks, true)?;
         writer.flush()?;
         state.marked = Some(marks);
@@ -225,6 +233,7 @@ impl Fat {
             Slot::Occupied(sector) => sector.into_mut(),
             Slot::Vacant(place) => {
                 let len = self.device.size().saturating_sub(start).min(unit);
+                self.device_writer()?.reserve(start, len)?;
                 let mut sector = vec![0; usize::try_from(len).map_err(|_| Error::Invalid)?];
                 self.device.read_exact_at(&mut sector, start)?;
                 place.insert(sector)
@@ -234,6 +243,29 @@ impl Fat {
         let to = sector.get_mut(from..from.saturating_add(bytes.len())).ok_or(Error::Invalid)?;
         to.copy_from_slice(bytes);
         Ok(())
+    }
+
+    /// Sees to it that the slots at these positions can be written back whenever that is. To be
+    /// called before the first change that must not be left half done.
+    pub(super) fn reserve_slots(&self, state: &State, positions: impl IntoIterator<Item = u64>) -> Result<()> {
+        let unit = u64::from(self.geometry.sector_size);
+        let mut last = None;
+        for at in positions {
+            let start = at.saturating_sub(at.checked_rem(unit).unwrap_or(0));
+            if last.replace(start) != Some(start) && !state.sectors.contains_key(&start) {
+                let len = self.device.size().saturating_sub(start).min(unit);
+                self.device_writer()?.reserve(start, len)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for a node's own entry.
+    pub(super) fn reserve_entry(&self, state: &State, node: NodeId) -> Result<()> {
+        if node == ROOT || state.orphans.contains_key(&node) {
+            return Ok(());
+        }
+        self.reserve_slots(state, [state.nodes.position(node)])
     }
 
     /// Whether the slots at two positions reach the disk in one write, whole or not at all.

@@ -57,6 +57,18 @@ impl Fat {
         } else if source.key == new_key && source.row.name.as_ref() == new_name {
             return Ok(());
         }
+        self.reserve_entry(state, dir)?;
+        self.reserve_entry(state, new_dir)?;
+        self.reserve_rows(state, source.key, source.row.first..=source.slot)?;
+        if let Some(target) = &target {
+            self.reserve_removal(state, target, &self.entry(state, target.row.node)?)?;
+        }
+        if source.row.directory
+            && source.key != new_key
+            && let Some(at) = self.geometry.cluster_offset(entry.cluster)
+        {
+            self.reserve_slots(state, [at])?;
+        }
         match &target {
             Some(target) if target.row.name.as_ref() == new_name => {
                 self.replace_entry(state, &source, target, &mut entry)?;

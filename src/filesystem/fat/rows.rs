@@ -1,6 +1,7 @@
 //! Names that come and go: the slots of a directory, and its decoded form along with them.
 
 use std::hash::BuildHasher;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::directory::{Directory, MAX_SLOTS, Row};
@@ -151,8 +152,27 @@ impl Fat {
         let slots = self.new_slots(state, key, name, entry)?;
         let count = u32::try_from(slots.len()).map_err(|_| Error::NameTooLong)?;
         let first = self.take_slots(state, key, count)?;
+        // The end mark comes behind them.
+        if let Err(error) = self.reserve_rows(state, key, first..=first.saturating_add(count)) {
+            let directory = self.directory(state, key)?;
+            directory.write().unwrap_or_else(PoisonError::into_inner).free.release(first, count);
+            return Err(error);
+        }
         self.put_slots(state, key, first, &slots)?;
         Ok((first, first.saturating_add(count).saturating_sub(1), entry.short))
+    }
+
+    /// Sees to it that slots of a directory can be written back; those past its end are left out.
+    pub(super) fn reserve_rows(&self, state: &State, key: u32, slots: RangeInclusive<u32>) -> Result<()> {
+        let chain = self.directory_chain(state, key)?;
+        let at = |slot: u32| chain.place(u64::from(slot).saturating_mul(SLOT as u64)).map(|(at, _)| at);
+        self.reserve_slots(state, slots.filter_map(at))
+    }
+
+    /// The same for all that the removal of a row changes, but for its directory's own entry.
+    pub(super) fn reserve_removal(&self, state: &State, found: &Found, entry: &Entry) -> Result<()> {
+        self.reserve_rows(state, found.key, found.row.first..=found.slot)?;
+        self.reserve_frees(state, entry)
     }
 
     pub(super) fn insert_row(&self, state: &State, key: u32, slot: u32, row: Row) -> Result<()> {
@@ -234,6 +254,7 @@ impl Fat {
         if self.find(state, dir, name)?.is_some() {
             return Err(Error::Exists);
         }
+        self.reserve_entry(state, dir)?;
         let stamp = Stamp::from_utc(new.now, self.time_offset);
         let directory = new.kind == Kind::Directory;
         let mut entry = Entry {
@@ -282,6 +303,8 @@ impl Fat {
         }
         let node = found.row.node;
         let entry = self.entry(state, node)?;
+        self.reserve_entry(state, dir)?;
+        self.reserve_removal(state, &found, &entry)?;
         self.unlink(state, &found, None)?;
         state.nodes.retire(node);
         self.drop_node(state, node, entry)?;

@@ -131,10 +131,8 @@ pub(super) enum Link {
 pub(super) struct Changed {
     /// The whole piece.
     pub bytes: Arc<Vec<u8>>,
-    /// The bytes from here on differ ...
-    pub from: usize,
-    /// ... to here.
-    pub to: usize,
+    /// A bit for each of its sectors that differs; none is smaller than 512 bytes.
+    pub sectors: u64,
 }
 
 /// What of the table differs from the disk.
@@ -336,8 +334,7 @@ impl Table {
         let index = self.piece_of(cluster);
         if !changes.pieces.contains_key(&index) {
             let bytes = self.piece(changes, index)?;
-            let from = bytes.len();
-            changes.pieces.insert(index, Changed { bytes, from, to: 0 });
+            changes.pieces.insert(index, Changed { bytes, sectors: 0 });
         }
         let missing = Error::PastEnd { offset: self.entry_at(cluster), len: 4, size: self.device.size() };
         let changed = changes.pieces.get_mut(&index).ok_or(Error::Invalid)?;
@@ -363,30 +360,57 @@ impl Table {
             }
             _ => return Err(missing),
         };
-        changed.from = changed.from.min(start);
-        changed.to = changed.to.max(start.saturating_add(width));
+        let sector = |at: usize| at.checked_div(self.sector_size()).and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
+        for number in [sector(start), sector(start.saturating_add(width).saturating_sub(1))] {
+            changed.sectors |= 1u64.checked_shl(number).unwrap_or(0);
+        }
+        Ok(())
+    }
+
+    fn sector_size(&self) -> usize {
+        usize::try_from(self.geometry.sector_size).unwrap_or(usize::MAX)
+    }
+
+    /// The tables that are in use.
+    fn copies(&self) -> std::ops::Range<u32> {
+        match self.geometry.active_table {
+            Some(active) => active..active.saturating_add(1),
+            None => 0..self.geometry.table_count,
+        }
+    }
+
+    /// Sees to it that the entries of `count` clusters can be written back whenever that is.
+    pub fn reserve(&self, writer: &dyn BlockWrite, first: u32, count: u32) -> Result<()> {
+        let unit = u64::from(self.geometry.sector_size);
+        let start = self.entry_offset(first);
+        let start = start.saturating_sub(start.checked_rem(unit).unwrap_or(0));
+        // The longest entry has four bytes; what lies behind the table is reserved for nothing.
+        let end = self.entry_offset(first.saturating_add(count).saturating_sub(1)).saturating_add(4);
+        let end = end.min(self.used_len()).next_multiple_of(unit);
+        for copy in self.copies() {
+            let at = self.geometry.table_start(copy).saturating_add(start);
+            let there = self.device.size().saturating_sub(at).min(end.saturating_sub(start));
+            if there > 0 {
+                writer.reserve(at, there)?;
+            }
+        }
         Ok(())
     }
 
     /// Writes the changed pieces to every table that is in use, the one that is read first.
     pub fn write_back(&self, changes: &mut Changes, writer: &dyn BlockWrite) -> Result<()> {
-        let copies = match self.geometry.active_table {
-            Some(active) => active..active.saturating_add(1),
-            None => 0..self.geometry.table_count,
-        };
-        let unit = usize::try_from(self.geometry.sector_size).map_err(|_| Error::Invalid)?;
-        for copy in copies {
+        for copy in self.copies() {
             for (number, changed) in &changes.pieces {
-                let from = changed.from.checked_div(unit).unwrap_or(0).saturating_mul(unit);
-                let to = changed.to.checked_next_multiple_of(unit).unwrap_or(usize::MAX).min(changed.bytes.len());
-                let Some(bytes) = changed.bytes.get(from..to).filter(|bytes| !bytes.is_empty()) else { continue };
-                let start = number.saturating_mul(PIECE).saturating_add(from as u64);
-                let at = self.geometry.table_start(copy).saturating_add(start);
-                // A second table may lie past the end of an image that was cut.
-                let there = self.device.size().saturating_sub(at).min(bytes.len() as u64);
-                let there = bytes.get(..usize::try_from(there).map_err(|_| Error::Invalid)?).unwrap_or(bytes);
-                if !there.is_empty() {
-                    writer.write_all_at(there, at)?;
+                for (from, to) in self.changed_bytes(changed) {
+                    let Some(bytes) = changed.bytes.get(from..to) else { continue };
+                    let start = number.saturating_mul(PIECE).saturating_add(from as u64);
+                    let at = self.geometry.table_start(copy).saturating_add(start);
+                    // A second table may lie past the end of an image that was cut.
+                    let there = self.device.size().saturating_sub(at).min(bytes.len() as u64);
+                    let there = bytes.get(..usize::try_from(there).map_err(|_| Error::Invalid)?).unwrap_or(bytes);
+                    if !there.is_empty() {
+                        writer.write_all_at(there, at)?;
+                    }
                 }
             }
         }
@@ -395,6 +419,22 @@ impl Table {
             self.pieces.insert(number, changed.bytes, weight);
         }
         Ok(())
+    }
+
+    /// Runs of sectors of a piece that differ, in bytes of it.
+    fn changed_bytes(&self, changed: &Changed) -> Vec<(usize, usize)> {
+        let unit = self.sector_size();
+        let len = changed.bytes.len();
+        let mut runs: Vec<(usize, usize)> = Vec::new();
+        for number in (0..u64::BITS).filter(|number| changed.sectors >> number & 1 == 1) {
+            let from = unit.saturating_mul(number as usize).min(len);
+            let to = from.saturating_add(unit).min(len);
+            match runs.last_mut() {
+                Some((_, end)) if *end == from => *end = to,
+                _ => runs.push((from, to)),
+            }
+        }
+        runs
     }
 
     /// Counts the free clusters, and calls `used` for each cluster that is not free, in order.

@@ -66,6 +66,19 @@ impl Fat {
         Ok(())
     }
 
+    /// Sees to it that a write within the chain does not fail for want of space.
+    fn reserve_runs(&self, chain: &Chain, len: u64, offset: u64) -> Result<()> {
+        let end = offset.saturating_add(len);
+        let mut offset = offset;
+        while offset < end {
+            let (at, run) = chain.place(offset).ok_or_else(|| chain.end_error())?;
+            let count = run.min(end.saturating_sub(offset));
+            self.device_writer()?.reserve(at, count)?;
+            offset = offset.saturating_add(count);
+        }
+        Ok(())
+    }
+
     pub(super) fn write_zeros(&self, chain: &Chain, offset: u64, end: u64) -> Result<()> {
         let len = end.saturating_sub(offset);
         let zeros = vec![0; usize::try_from(len).unwrap_or(ZEROS).min(ZEROS)];
@@ -91,6 +104,7 @@ impl Fat {
         if end > chain.len {
             return Err(chain.end_error());
         }
+        self.reserve_entry(&state, file)?;
         self.write_runs(&chain, buf, offset)?;
         let stamp = Stamp::from_utc(now, self.time_offset);
         self.touched.lock().unwrap_or_else(PoisonError::into_inner).insert(file, stamp);
@@ -137,6 +151,7 @@ impl Fat {
         loop {
             let mut state = self.changing()?;
             let mut entry = self.file_entry(&state, file)?;
+            self.reserve_entry(&state, file)?;
             let old = *before.get_or_insert(u64::from(entry.size));
             let next = u64::from(entry.size).saturating_add(STEP);
             if next >= size {
@@ -211,6 +226,7 @@ impl FileSystemWrite for Fat {
         self.grow_ahead(file, end)?;
         let mut state = self.changing()?;
         let mut entry = self.file_entry(&state, file)?;
+        self.reserve_entry(&state, file)?;
         if end > u64::from(entry.size) {
             let old = u64::from(entry.size).max(offset);
             // The part below the old end goes first; what grows the file, with it or not at all.
@@ -218,6 +234,7 @@ impl FileSystemWrite for Fat {
             let (below, above) = buf.split_at(split);
             if !below.is_empty() {
                 let chain = self.file_chain(&state, &entry, state.nodes.position(file))?;
+                self.reserve_runs(&chain, below.len() as u64, offset)?;
                 self.grow(&mut state, file, &mut entry, end, above)?;
                 self.write_runs(&chain, below, offset)?;
             } else {
@@ -243,6 +260,7 @@ impl FileSystemWrite for Fat {
             return if changes.size.is_some() { Err(Error::IsDirectory) } else { Ok(()) };
         }
         let mut entry = self.entry(&state, node)?;
+        self.reserve_entry(&state, node)?;
         if let Some(size) = changes.size {
             if entry.is_directory() {
                 return Err(Error::IsDirectory);
