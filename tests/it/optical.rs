@@ -1,5 +1,5 @@
 //! Discs: raw sectors made here (with the EDC and ECC of ECMA-130), described in every way, and
-//! compared with the ISO that they hold and with what bchunk, ccd2iso, mdf2iso and chdman read.
+//! compared with the ISO that they hold and with what bchunk, iat, mdf2iso and chdman read.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -426,7 +426,7 @@ fn clonecd_alcohol_and_nero_describe_the_same_disk() {
     folder.write("clone.img", &bin);
     let path = folder.write("clone.ccd", ccd(&[(1, 1, 0, 4)], count).as_bytes());
     assert!(decoded(&path) == iso);
-    run(&folder, "ccd2iso", "ccd2iso", &["clone.img", "clone.iso"]);
+    run(&folder, "iat", "iat", &["-i", "clone.img", "--iso", "-o", "clone.iso"]);
     assert!(std::fs::read(folder.path("clone.iso")).unwrap() == iso);
     // With subchannels behind every sector.
     let wide: Vec<u8> = bin.chunks(2352).flat_map(|sector| [sector, &[0x5a; 96]].concat()).collect();
