@@ -62,6 +62,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+use crate::check::{Check, MAX_FAULTS};
 use crate::device::file::HostFile;
 use crate::device::{BlockDevice, Device};
 use crate::error::{Error, Result};
@@ -126,6 +127,8 @@ pub struct Opened {
     pub notes: Vec<String>,
     /// The tracks of sound of a disc.
     pub tracks: Vec<SoundTrack>,
+    /// What the container says about itself that can be proven.
+    pub checks: Vec<Check>,
 }
 
 /// A track of sound.
@@ -140,7 +143,7 @@ pub struct SoundTrack {
 
 impl Opened {
     fn new(format: &'static str, disk: Device) -> Self {
-        Self { disk, format, facts: Vec::new(), notes: Vec::new(), tracks: Vec::new() }
+        Self { disk, format, facts: Vec::new(), notes: Vec::new(), tracks: Vec::new(), checks: Vec::new() }
     }
 
     /// The first value of a fact.
@@ -393,7 +396,35 @@ fn open_as(format: &ContainerFormat, device: Device, companions: &dyn Companions
     if options.snapshot.is_some() && !format.snapshots {
         return Err(Error::unsupported(format.name, "an internal snapshot"));
     }
-    (format.open)(device, companions, options)
+    let mut opened = (format.open)(device, companions, options)?;
+    if MAPPED.contains(&format.name) {
+        let disk = opened.disk.clone();
+        let walk = Box::new(move || block_map_faults(disk.as_ref()));
+        opened.checks.push(Check::walk("block map (every entry leads into its file)", format.name, walk));
+    }
+    Ok(opened)
+}
+
+/// Formats whose disk is found through a table.
+const MAPPED: &[&str] = &["qcow", "qcow2", "vdi", "vhd", "vhdx", "vmdk", "parallels"];
+
+/// Looks every entry up, without reading what it leads to.
+fn block_map_faults(disk: &dyn BlockDevice) -> Result<Vec<String>> {
+    let mut faults = Vec::new();
+    let mut offset = 0u64;
+    while offset < disk.size() && faults.len() < MAX_FAULTS {
+        let step = match disk.extent(offset) {
+            Ok(extent) => extent.len,
+            Err(error @ (Error::Corrupt { .. } | Error::PastEnd { .. })) => {
+                faults.push(format!("byte {offset} of the disk: {error}"));
+                // The smallest unit that any of these formats maps by itself.
+                512
+            }
+            Err(error) => return Err(error),
+        };
+        offset = offset.saturating_add(step.max(1));
+    }
+    Ok(faults)
 }
 
 /// The file is the disk.

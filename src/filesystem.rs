@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::bytes::Evidence;
+use crate::check::Check;
 use crate::device::{BlockDevice, Device, Extent};
 use crate::error::{Error, Result};
 
@@ -178,6 +179,16 @@ pub struct Embedded {
     pub what: String,
 }
 
+/// A run of a file's bytes on its volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placed {
+    /// First byte on the volume's device; `None` for a hole, and for bytes that lie within metadata or
+    /// are packed.
+    pub at: Option<u64>,
+    /// Length in bytes; not zero.
+    pub len: u64,
+}
+
 /// A decoded file system, read side. No open files, no cursors, `&self` from many threads.
 pub trait FileSystem: Send + Sync {
     /// The top directory.
@@ -218,6 +229,12 @@ pub trait FileSystem: Send + Sync {
         Ok(Extent { stored: true, len: size.saturating_sub(offset) })
     }
 
+    /// Where on the volume the file's bytes from `offset` lie; `None` where the format does not tell.
+    /// `offset` is below the file's size.
+    fn place(&self, _file: NodeId, _offset: u64) -> Result<Option<Placed>> {
+        Ok(None)
+    }
+
     /// Target of a symbolic link.
     fn read_link(&self, _link: NodeId) -> Result<Vec<u8>> {
         Err(Error::Invalid)
@@ -249,6 +266,11 @@ pub trait FileSystem: Send + Sync {
     /// What statfs shows of the volume that a node belongs to; `None` for the whole.
     fn volume(&self, _node: NodeId) -> Option<Summary> {
         None
+    }
+
+    /// What the volume says about itself that can be proven: checksums, copies that must agree.
+    fn checks(&self) -> Vec<Check> {
+        Vec::new()
     }
 
     /// The way to change this volume; `None` where it is read-only.

@@ -27,7 +27,7 @@ use name::Names;
 use crate::device::{Device, Extent};
 use crate::error::{Error, Result};
 use crate::filesystem::{
-    Attributes, DirEntry, EntrySink, FileSystem, FileSystemWrite, Kind, NodeId, Summary, Timestamp,
+    Attributes, DirEntry, EntrySink, FileSystem, FileSystemWrite, Kind, NodeId, Placed, Summary, Timestamp,
 };
 
 /// Bits of a node's number within its tree.
@@ -239,6 +239,14 @@ impl Forest {
         grafted(number, planted.map_or(own, |planted| planted.root))
     }
 
+    /// The number by which a node's own volume knows it: an inode number, the byte of its entry.
+    pub fn own_number(&self, node: NodeId) -> u64 {
+        match self.target(node) {
+            Ok(Target::Tree(_, _, own)) => own.0,
+            _ => node.0,
+        }
+    }
+
     /// The node at a path below the root, symbolic links not followed. Empty components and `.`
     /// are skipped.
     pub fn find(&self, path: &[u8]) -> Result<NodeId> {
@@ -341,6 +349,13 @@ impl FileSystem for Forest {
             Target::Tree(tree, _, own) => tree.extent(own, offset),
             Target::Synthetic(Synthetic::Flat(flat)) => flat.device.extent(offset),
             Target::Synthetic(_) => Err(Error::Invalid),
+        }
+    }
+
+    fn place(&self, file: NodeId, offset: u64) -> Result<Option<Placed>> {
+        match self.target(file)? {
+            Target::Tree(tree, _, own) => tree.place(own, offset),
+            Target::Synthetic(_) => Ok(None),
         }
     }
 

@@ -21,6 +21,7 @@
 //! | module | what | imports |
 //! |---|---|---|
 //! | [`error`], [`bytes`], [`text`], [`cache`] | the error type; checked fields; names; one sharded LRU cache for all | nothing |
+//! | [`digest`], [`check`] | digests by name; what an image says about itself that can be proven | the above, device |
 //! | [`device`] | random-access bytes: file, window, concatenation, mapping, memory, sector cache, overlay | the above |
 //! | [`container`] | the host file's format, and the disk inside it; one file a format | device |
 //! | [`volume`] | partition tables | device |
@@ -88,8 +89,10 @@
 
 pub mod bytes;
 pub mod cache;
+pub mod check;
 pub mod container;
 pub mod device;
+pub mod digest;
 pub mod error;
 pub mod filesystem;
 pub mod forest;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::check::Check;
 use crate::container::{self, Opened, SoundTrack};
 use crate::device::Device;
 use crate::device::cached::Cached;
@@ -85,6 +86,8 @@ pub struct ContainerFacts {
     pub facts: Vec<(&'static str, String)>,
     /// What an examiner should know.
     pub notes: Vec<String>,
+    /// What it says about itself that can be proven.
+    pub checks: Vec<Check>,
 }
 
 /// A range of bytes, and the tree in it.
@@ -159,9 +162,10 @@ impl Image {
     pub fn open(path: &Path, options: &Options) -> Result<Self> {
         let metadata = std::fs::metadata(path).map_err(|error| Error::io(path.display().to_string(), error))?;
         let modified = metadata.modified().ok().and_then(Timestamp::from_system_time);
-        let Opened { disk, format, facts, notes, tracks } = container::open(path, &options.container_options()?)?;
+        let Opened { disk, format, facts, notes, tracks, checks } =
+            container::open(path, &options.container_options()?)?;
         let cached = Arc::new(Cached::new(disk, options.cache_size));
-        let container = ContainerFacts { format, file_size: metadata.len(), facts, notes };
+        let container = ContainerFacts { format, file_size: metadata.len(), facts, notes, checks };
         // Absolute: a daemon leaves its folder, and a commit opens the base much later.
         let absolute = std::path::absolute(path).map_err(|error| Error::io(path.display().to_string(), error))?;
         let base = Base { disk: cached.clone(), path: absolute, format: format.to_owned() };

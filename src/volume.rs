@@ -13,6 +13,7 @@ pub mod sun;
 use std::sync::Arc;
 
 use crate::bytes::Evidence;
+use crate::check::Known;
 use crate::device::window::Window;
 use crate::device::{BlockDevice, Device};
 use crate::error::Result;
@@ -51,6 +52,8 @@ pub struct Table {
     pub evidence: Vec<Evidence>,
     /// What an examiner should know: a backup header used, a chain that ended early.
     pub notes: Vec<String>,
+    /// Its checksums, which were compared.
+    pub checks: Vec<Known>,
 }
 
 /// A range of the disk that can be read.

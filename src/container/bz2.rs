@@ -69,7 +69,7 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     }
     let places = blocks.iter().map(|block| block.from / 8).collect();
     let codec = Box::new(Blocks { file: file.clone(), blocks });
-    let units = Units { format: FORMAT.name, codec, borders, places, resident: 8 << 20 };
+    let units = Units { format: FORMAT.name, codec, borders, places, resident: 8 << 20, checked: true };
     let mut opened = compressed::open(units, &file, companions, options)?;
     if end < file.size() {
         let rest = file.size().saturating_sub(end);

@@ -22,8 +22,10 @@ use super::disc::{Disc, Form, Piece, Track};
 use super::{Companions, ContainerFormat, Opened, Options};
 use crate::bytes::Record;
 use crate::cache::lock;
+use crate::check::Check;
 use crate::device::mapped::{Mapped, Mapping, Place, Run};
 use crate::device::{BlockDevice, Device, probe_array, read_vec};
+use crate::digest::{self, Algorithm};
 use crate::error::{Error, Result};
 use crate::text::printable;
 
@@ -70,6 +72,7 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
         Hunks { file: file.clone(), size: header.size, hunk_size: header.hunk_size, idle: Mutex::new(vec![first]) };
     let sector_size = if unit_size == 2048 { 2048 } else { 512 };
     let disk: Device = Arc::new(Mapped::new(Arc::new(hunks), file, None, sector_size, options.cache_size));
+    let checks = checks(&header, &metadata, &disk);
     let tracks = tracks(&metadata)?;
     let mut opened = if tracks.is_empty() {
         let mut opened = Opened::new(FORMAT.name, disk);
@@ -82,6 +85,7 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
         opened.add("file size", format!("{file_size} bytes"));
         opened
     };
+    opened.checks.extend(checks);
     opened.add("version", header.version);
     opened.add("hunk size", format!("{} bytes", header.hunk_size));
     opened.add("compression", if codecs.is_empty() { "none".to_owned() } else { codecs.join(", ") });
@@ -100,6 +104,10 @@ struct Header {
     size: u64,
     hunk_size: u64,
     metadata_at: u64,
+    /// SHA-1 of all hunks, when it is known.
+    raw_sha1: Option<[u8; 20]>,
+    /// SHA-1 of that and of the metadata, from version 4 on.
+    sha1: Option<[u8; 20]>,
 }
 
 impl Header {
@@ -108,6 +116,7 @@ impl Header {
         let bytes = read_vec(device, 0, len)?;
         let record = Record::new(FORMAT.name, "header", 0, &bytes);
         let version = record.be32(12)?;
+        let sha1 = |at| record.array::<20>(at).map(|sum| (sum != [0; 20]).then_some(sum));
         let (hunks, header, has_parent) = match version {
             3 | 4 => {
                 let (hunk_size_at, metadata_at) = if version == 3 { (76, 36) } else { (44, 36) };
@@ -116,6 +125,8 @@ impl Header {
                     size: record.be64(28)?,
                     hunk_size: record.be32(hunk_size_at)?.into(),
                     metadata_at: record.be64(metadata_at)?,
+                    raw_sha1: sha1(if version == 3 { 80 } else { 88 })?,
+                    sha1: if version == 3 { None } else { sha1(48)? },
                 };
                 (u64::from(record.be32(24)?), header, record.be32(16)? & 1 != 0)
             }
@@ -132,7 +143,8 @@ impl Header {
                 if packed && map_end > device.size() {
                     return Err(Error::corrupt(FORMAT.name, "hunk map (past the end of the file)", map_at));
                 }
-                let header = Self { version, size, hunk_size, metadata_at: record.be64(48)? };
+                let (raw_sha1, sha1, metadata_at) = (sha1(64)?, sha1(84)?, record.be64(48)?);
+                let header = Self { version, size, hunk_size, metadata_at, raw_sha1, sha1 };
                 let hunks = size.checked_div(hunk_size).unwrap_or(0);
                 (hunks, header, record.bytes(104, 20)?.iter().any(|&b| b != 0))
             }
@@ -159,6 +171,8 @@ impl Header {
 /// A piece of metadata.
 struct Metadata {
     tag: [u8; 4],
+    /// The header's checksum counts it.
+    summed: bool,
     value: Vec<u8>,
 }
 
@@ -173,10 +187,31 @@ fn metadata(device: &dyn BlockDevice, mut at: u64) -> Result<Vec<Metadata>> {
             return Err(damaged());
         }
         let value = read_vec(device, at.saturating_add(16), len.min(MAX_METADATA_LEN)).map_err(|_| damaged())?;
-        found.push(Metadata { tag: record.array(0)?, value });
+        found.push(Metadata { tag: record.array(0)?, summed: record.u8(4)? & 1 != 0, value });
         at = record.be64(8)?;
     }
     Ok(found)
+}
+
+/// The header's digests: of the hunks, and of that together with the metadata.
+fn checks(header: &Header, metadata: &[Metadata], disk: &Device) -> Vec<Check> {
+    let mut checks = Vec::new();
+    if let Some(raw) = header.raw_sha1 {
+        checks.push(Check::digest("SHA-1 of the data", "every hunk", (Algorithm::Sha1, &raw), disk.clone()));
+    }
+    if let (Some(raw), Some(stored)) = (header.raw_sha1, header.sha1) {
+        let mut rows: Vec<Vec<u8>> = metadata
+            .iter()
+            .filter(|item| item.summed)
+            .map(|item| [&item.tag[..], &digest::of(Algorithm::Sha1, &item.value)].concat())
+            .collect();
+        rows.sort_unstable();
+        let all = [&raw[..], &rows.concat()].concat();
+        let found = digest::of(Algorithm::Sha1, &all);
+        let fault = (found != stored).then(|| format!("it is {}, not {}", digest::hex(&found), digest::hex(&stored)));
+        checks.push(Check::known("SHA-1 of the metadata", "header", fault));
+    }
+    checks
 }
 
 /// The tracks of a CD: `TRACK:1 TYPE:MODE1_RAW SUBTYPE:NONE FRAMES:100 PREGAP:0 PGTYPE:MODE1 ...`.

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use self::source::cause;
 use self::spool::Spool;
 use super::{Companions, Opened, Options, open_raw, open_within};
+use crate::check::Check;
 use crate::device::Device;
 use crate::device::mapped::{Mapped, Mapping, Place, Run};
 use crate::error::{Error, Result};
@@ -50,6 +51,8 @@ pub(super) struct Units {
     pub(super) places: Vec<u64>,
     /// Larger units go to the spool: it takes too long to unpack them again.
     pub(super) resident: u64,
+    /// Every unit carries a checksum, which is compared when all of it is read.
+    pub(super) checked: bool,
 }
 
 impl Units {
@@ -132,6 +135,7 @@ impl Mapping for Units {
 
 /// Makes the disk out of the units, and opens what is in it.
 pub(super) fn open(units: Units, file: &Device, companions: &dyn Companions, options: &Options) -> Result<Opened> {
+    let checked = units.checked;
     let (format, size, count, largest) = (units.format, units.size(), units.count(), units.largest());
     let in_memory = largest <= units.resident || (options.no_spool && largest <= LARGEST_UNIT);
     let disk: Device = if in_memory {
@@ -145,6 +149,7 @@ pub(super) fn open(units: Units, file: &Device, companions: &dyn Companions, opt
     } else {
         Arc::new(Spool::new(units, options)?)
     };
+    let unpacked = disk.clone();
     let mut opened = open_inner(disk, !in_memory && count == 1, companions, options)?;
     if opened.format == "raw" {
         opened.format = format;
@@ -157,6 +162,10 @@ pub(super) fn open(units: Units, file: &Device, companions: &dyn Companions, opt
         ("file size", format!("{} bytes", file.size())),
     ];
     opened.facts.splice(0..0, facts);
+    if checked {
+        let check = Check::reads("checksums of the compressed data", format!("{count} parts"), unpacked);
+        opened.checks.insert(0, check);
+    }
     Ok(opened)
 }
 

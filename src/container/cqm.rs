@@ -8,11 +8,12 @@
 //! ```
 //!
 //! Supported: DOS, blind and HFS disks.
-//! Not supported: the checksum of the disk (it is not compared).
+//! Not supported: nothing that is known.
 
 use super::floppy::{Flat, MAX_SIZE, read_all};
 use super::{Companions, ContainerFormat, Opened, Options};
 use crate::bytes::Record;
+use crate::check::Check;
 use crate::device::{BlockDevice, Device, probe_array};
 use crate::error::{Error, Result};
 use crate::text::{printable, trim_padding};
@@ -54,6 +55,7 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
             at = at.saturating_add(count);
         }
     }
+    let (stored, found) = (header.le32(0x5c)?, checksum(&flat.bytes));
     let there = usize::try_from(cylinder.saturating_mul(used.into())).map_err(|_| header.corrupt())?;
     if flat.bytes.len() < there || flat.bytes.len() > size {
         return Err(Error::corrupt(FORMAT.name, "runs (too few or too many bytes)", at as u64));
@@ -61,6 +63,11 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
     // Cylinders that were not in use are not in the image.
     flat.bytes.resize(size, 0);
     let mut opened = flat.open(options);
+    opened.checks.push(Check::known("header checksum", "byte 132", None));
+    if stored != 0 {
+        let fault = (stored != found).then(|| format!("it is {found:08x}, not {stored:08x}"));
+        opened.checks.push(Check::known("checksum of the disk", "byte 92", fault));
+    }
     opened.add("geometry", format!("{all} cylinders, {heads} heads, {sectors} sectors of {sector_size} bytes"));
     opened.add("description", printable(trim_padding(header.bytes(0x1c, 60)?)));
     opened.add("file size", format!("{} bytes", file.size()));
@@ -68,4 +75,15 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
         opened.notes.push(format!("cylinders {used} to {all} were not in use and are not in the image"));
     }
     Ok(opened)
+}
+
+/// CopyQM's own kind of CRC-32: it looks only six bits of each index up.
+fn checksum(bytes: &[u8]) -> u32 {
+    let table: Vec<u32> = (0..64u32)
+        .map(|index| (0..8).fold(index, |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 }))
+        .collect();
+    bytes.iter().fold(0, |crc, &byte| {
+        let index = usize::try_from((crc ^ u32::from(byte)) & 0x3f).unwrap_or(0);
+        table.get(index).copied().unwrap_or(0) ^ crc >> 8
+    })
 }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use super::{Companions, ContainerFormat, Opened, Options};
 use crate::bytes::Record;
+use crate::check::Check;
 use crate::device::window::Window;
 use crate::device::{BlockDevice, Device, probe_array, read_array, read_vec};
 use crate::error::{Error, Result};
@@ -36,7 +37,8 @@ fn open(file: Device, _: &dyn Companions, _: &Options) -> Result<Opened> {
     // The tags of the first sector were not summed by the first version, and never are.
     let skipped = header.tag_len.min(12);
     let tags = (tags_at.saturating_add(skipped), header.tag_len.saturating_sub(skipped));
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> = Vec::new();
+    let summed = header.data_len <= MAX_SUMMED;
     if header.data_len <= MAX_SUMMED {
         if checksum(file.as_ref(), HEADER, header.data_len)? != header.data_sum {
             notes.push("the data do not agree with their checksum".to_owned());
@@ -55,6 +57,12 @@ fn open(file: Device, _: &dyn Companions, _: &Options) -> Result<Opened> {
     opened.add("tags", format!("{} bytes", header.tag_len));
     opened.add("checksum", format!("{:08x}{}", header.data_sum, if notes.is_empty() { ", verified" } else { "" }));
     opened.add("file size", format!("{size} bytes"));
+    for (what, word) in [("data checksum", "data"), ("tag checksum", "tags")] {
+        if summed && (word == "data" || header.tag_len > 0) {
+            let fault = notes.iter().find(|note| note.starts_with(&format!("the {word} "))).cloned();
+            opened.checks.push(Check::known(what, "header", fault));
+        }
+    }
     opened.notes = notes;
     Ok(opened)
 }

@@ -21,11 +21,15 @@ use bzip2::read::BzDecoder;
 use lzfse_rust::LzfseRingDecoder;
 use lzma_rust2::XzReader;
 
-use self::table::{Kind, Piece};
+use self::table::{Kind, Piece, TableSum};
 use super::{Companions, ContainerFormat, Opened, Options, unpack};
 use crate::bytes::Record;
+use crate::check::Check;
+use crate::device::concat::Concat;
 use crate::device::mapped::{Mapped, Mapping, Place, Run};
+use crate::device::window::Window;
 use crate::device::{BlockDevice, Device, probe_array, read_array, read_vec};
+use crate::digest::{self, Algorithm, hex};
 use crate::error::{Error, Result};
 
 pub(super) const FORMAT: ContainerFormat = ContainerFormat { name: "dmg", snapshots: false, probe, open };
@@ -64,7 +68,8 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
     if trailer.segments > 1 {
         return Err(Error::unsupported(FORMAT.name, format!("an image in {} segments", trailer.segments)));
     }
-    let (tables, pieces) = table::read_all(file.as_ref(), &trailer)?;
+    let (sums, pieces) = table::read_all(file.as_ref(), &trailer)?;
+    let tables = sums.len();
     let end = pieces.last().map_or(0, |piece| piece.start.saturating_add(piece.len));
     let size = trailer.sectors.checked_mul(SECTOR).ok_or_else(|| trailer.corrupt("number of sectors"))?.max(end);
     let largest = pieces.iter().filter(|piece| piece.kind.packed()).map(|piece| piece.len).max().unwrap_or(0);
@@ -73,7 +78,7 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
     kinds.dedup();
     let count = pieces.len();
     let runs = Runs { file: file.clone(), pieces, size };
-    let file_size = file.size();
+    let (file_size, fork) = (file.size(), file.clone());
     let disk = Mapped::new(Arc::new(runs), file, None, 512, options.cache_size);
     let mut opened = Opened::new(FORMAT.name, Arc::new(disk.with_large_units(options.cache_size, largest)));
     opened.add("virtual size", format!("{size} bytes"));
@@ -85,19 +90,48 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
         }
     }
     opened.add("file size", format!("{file_size} bytes"));
+    opened.checks = checks(&trailer, &sums, &fork, &opened.disk);
     Ok(opened)
+}
+
+/// The three kinds of checksums: of the packed bytes, of each table's sectors, of the tables' checksums.
+fn checks(trailer: &Trailer, sums: &[TableSum], fork: &Device, disk: &Device) -> Vec<Check> {
+    let mut checks = Vec::new();
+    if let (Some(sum), Ok(window)) = (&trailer.data_sum, Window::new(fork.clone(), trailer.data_at, trailer.data_len)) {
+        let place = format!("bytes {} to {}", trailer.data_at, trailer.data_at.saturating_add(trailer.data_len));
+        checks.push(Check::digest("data fork checksum", place, (sum.algorithm, &sum.value), Arc::new(window)));
+    }
+    for table in sums {
+        let place = format!("bytes {} to {} of the disk", table.start, table.start.saturating_add(table.len));
+        let window = |&(start, end): &(u64, u64)| -> Result<Device> {
+            Ok(Arc::new(Window::new(disk.clone(), start, end.saturating_sub(start))?))
+        };
+        let windows: Result<Vec<Device>> = table.counted.iter().map(window).collect();
+        if let (Some(sum), Ok(whole)) = (&table.sum, windows.and_then(|windows| Concat::new(windows, 512))) {
+            checks.push(Check::digest("partition checksum", place, (sum.algorithm, &sum.value), Arc::new(whole)));
+        }
+    }
+    if let Some(master) = &trailer.master_sum {
+        let all: Vec<u8> =
+            sums.iter().filter_map(|table| table.sum.as_ref()).flat_map(|sum| sum.value.clone()).collect();
+        let found = digest::of(master.algorithm, &all);
+        let fault = (found != master.value).then(|| format!("it is {}, not {}", hex(&found), hex(&master.value)));
+        checks.push(Check::known("master checksum", format!("byte {}", trailer.at), fault));
+    }
+    checks
 }
 
 /// The last 512 bytes.
 struct Trailer {
     at: u64,
     data_at: u64,
+    data_len: u64,
     resources: (u64, u64),
     xml: (u64, u64),
     segments: u32,
     sectors: u64,
-    data_sum: Option<String>,
-    master_sum: Option<String>,
+    data_sum: Option<Sum>,
+    master_sum: Option<Sum>,
 }
 
 impl Trailer {
@@ -113,6 +147,7 @@ impl Trailer {
         let trailer = Self {
             at,
             data_at: record.be64(24)?,
+            data_len: record.be64(32)?,
             resources: (record.be64(40)?, record.be64(48)?),
             xml: (record.be64(216)?, record.be64(224)?),
             segments: record.be32(60)?,
@@ -135,17 +170,29 @@ impl Trailer {
     }
 }
 
+/// A stored checksum.
+struct Sum {
+    algorithm: Algorithm,
+    value: Vec<u8>,
+}
+
+impl std::fmt::Display for Sum {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = if self.algorithm == Algorithm::Crc32 { "CRC-32" } else { "MD5" };
+        write!(f, "{name} {}", hex(&self.value))
+    }
+}
+
 /// Type, length in bits, value.
-fn checksum(record: &Record<'_>, at: usize) -> Result<Option<String>> {
-    let kind = match record.be32(at)? {
-        2 => "CRC-32",
-        4 => "MD5",
+fn checksum(record: &Record<'_>, at: usize) -> Result<Option<Sum>> {
+    let algorithm = match record.be32(at)? {
+        2 => Algorithm::Crc32,
+        4 => Algorithm::Md5,
         _ => return Ok(None),
     };
     let bits = usize::try_from(record.be32(at.saturating_add(4))?).unwrap_or(usize::MAX);
-    let value = record.bytes(at.saturating_add(8), bits.min(1024) / 8)?;
-    let hex: String = value.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(Some(format!("{kind} {hex}")))
+    let value = record.bytes(at.saturating_add(8), bits.min(1024) / 8)?.to_vec();
+    Ok(Some(Sum { algorithm, value }).filter(|sum| sum.value.len() == algorithm.size()))
 }
 
 /// The runs as a disk.

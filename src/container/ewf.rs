@@ -28,8 +28,10 @@ use self::section::{Section, Walk};
 use self::segment::Segments;
 use super::{Companions, ContainerFormat, Opened, Options};
 use crate::bytes::Record;
+use crate::check::Check;
 use crate::device::mapped::Mapped;
 use crate::device::{BlockDevice, Device, probe_array};
+use crate::digest::Algorithm;
 use crate::error::{Error, Result};
 
 pub(super) const FORMAT: ContainerFormat = ContainerFormat { name: "ewf", snapshots: false, probe, open };
@@ -88,13 +90,27 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     let data = whole.first().cloned().ok_or(Error::Invalid)?;
     let sector_size = if matches!(volume.sector_size, 512 | 1024 | 2048 | 4096) { volume.sector_size } else { 512 };
     let chunk_size = volume.chunk_size();
-    let disk = Mapped::new(Arc::new(chunks), data, None, sector_size, options.cache_size);
+    let chunks = Arc::new(chunks);
+    let disk = Mapped::new(chunks.clone(), data, None, sector_size, options.cache_size);
     let mut opened = Opened::new(FORMAT.name, Arc::new(disk.with_large_units(options.cache_size, chunk_size)));
     opened.add("segments", if count == 1 { "1".to_owned() } else { format!("{count} ({names})") });
     volume.describe(&mut opened);
     opened.add("chunk tables", tables);
     opened.add("file size", format!("{file_size} bytes"));
+    let digests = metadata.digests();
+    let damage = metadata.notes.iter().find(|note| note.contains("damaged")).cloned();
     metadata.describe(volume.sector_size, &mut opened);
+    opened.checks.push(Check::known("section checksums", "every segment", damage));
+    opened.checks.push(Check::walk(
+        "chunk tables and their copies",
+        "every segment",
+        Box::new(move || chunks.faults()),
+    ));
+    opened.checks.push(Check::reads("chunk checksums", "every chunk", opened.disk.clone()));
+    for (algorithm, digest) in digests {
+        let what = if algorithm == Algorithm::Md5 { "stored MD5" } else { "stored SHA-1" };
+        opened.checks.push(Check::digest(what, "the disk", (algorithm, &digest), opened.disk.clone()));
+    }
     Ok(opened)
 }
 

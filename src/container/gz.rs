@@ -17,16 +17,18 @@ use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex};
 
+use flate2::bufread::MultiGzDecoder;
 use rapidgzip_core::{
     Checkpoint, DecodeError, Decoder, DeflateIndex, GzipErrorKind, IndexOptions, IndexReadOptions, IndexedReader,
     IndexingError, ReadAt, StoredWindow,
 };
 
 use super::compressed::index::Slot;
-use super::compressed::source::cause;
+use super::compressed::source::{Source, cause};
 use super::compressed::{self, Codec, LARGEST_UNIT, Units};
 use super::{Companions, ContainerFormat, Opened, Options};
 use crate::cache::lock;
+use crate::check::Check;
 use crate::device::{BlockDevice, Device, probe_array};
 use crate::error::{Error, Result};
 
@@ -75,10 +77,29 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     borders.push(size);
     let places = points.iter().map(|point| point.compressed_offset_in_bits / 8).collect();
     let members = Members { file: file.clone(), end, index, points };
-    let units = Units { format: FORMAT.name, codec: Box::new(members), borders, places, resident: LARGEST_UNIT };
+    let units = Units {
+        format: FORMAT.name,
+        codec: Box::new(members),
+        borders,
+        places,
+        resident: LARGEST_UNIT,
+        checked: false,
+    };
     let mut opened = compressed::open(units, &file, companions, options)?;
     note_rest(&mut opened, end, file.size());
+    let packed = file.clone();
+    let walk = Box::new(move || member_faults(&packed, end));
+    opened.checks.insert(0, Check::walk("checksums of the compressed data", "every member", walk));
     Ok(opened)
+}
+
+/// Unpacks all members once more: an index that was kept vouches for the file as it was then.
+fn member_faults(file: &Device, end: u64) -> Result<Vec<String>> {
+    let mut reader = MultiGzDecoder::new(Source::buffered(file.clone(), 0, end));
+    match io::copy(&mut reader, &mut io::sink()) {
+        Ok(_) => Ok(Vec::new()),
+        Err(error) => cause(&error).map_or_else(|| Ok(vec![error.to_string()]), Err),
+    }
 }
 
 /// Says what was left out at the end of the file.

@@ -13,6 +13,7 @@ use super::floppy::{MAX_SIZE, in_memory};
 use super::unpack::inflate;
 use super::{Companions, ContainerFormat, Opened, Options, open_within};
 use crate::bytes::Record;
+use crate::check::Check;
 use crate::device::{BlockDevice, Device, probe_array, read_array, read_vec};
 use crate::error::{Error, Result};
 use crate::text::printable;
@@ -83,6 +84,7 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     if opened.format == "raw" {
         opened.format = FORMAT.name;
     }
+    opened.checks.push(Check::known("checksum of the packed file", format!("byte {at}"), None));
     opened.facts.insert(0, ("packed file", format!("{name}, {size} bytes")));
     Ok(opened)
 }

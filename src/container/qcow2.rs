@@ -19,6 +19,7 @@
 mod header;
 mod mapping;
 mod snapshot;
+mod verify;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -30,6 +31,7 @@ use self::mapping::Clusters;
 use self::snapshot::Snapshot;
 use super::table::{Extent, Tables, Width};
 use super::{Companions, ContainerFormat, Opened, Options};
+use crate::check::Check;
 use crate::device::mapped::Mapped;
 use crate::device::{BlockDevice, Device, probe_array};
 use crate::error::{Error, Result};
@@ -59,6 +61,7 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
         Some(name) => Some((name, open_backing(name, header.backing_format.as_deref(), companions)?)),
         None => None,
     };
+    let tables = file.clone();
     let data = match &header.data_file {
         Some(name) => companions.open(Path::new(OsStr::from_bytes(local_name(name)?)))?,
         None => file.clone(),
@@ -79,6 +82,8 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     if let Some((name, parent)) = &backing {
         opened.add_parent(Path::new(OsStr::from_bytes(name)), parent);
     }
+    let walk = Box::new(move || verify::faults(tables.as_ref()));
+    opened.checks.push(Check::walk("reference counts", "every cluster", walk));
     describe_snapshots(&snapshots, options.snapshot.as_deref(), &mut opened);
     Ok(opened)
 }

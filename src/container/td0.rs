@@ -17,6 +17,7 @@ mod lzhuf;
 use super::floppy::{Data, Floppy, Sector, read_all};
 use super::{Companions, ContainerFormat, Opened, Options};
 use crate::bytes::Record;
+use crate::check::Check;
 use crate::device::{BlockDevice, Device, probe_array};
 use crate::error::{Error, Result};
 use crate::text::printable;
@@ -77,6 +78,7 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
         at = track(&record, at, &mut floppy)?;
     }
     let mut opened = floppy.open(FORMAT.name, options)?;
+    opened.checks.push(Check::known("header checksum", "byte 10", None));
     opened.add("version", format!("{}.{}", version / 10, version % 10));
     opened.add("compression", if packed { "advanced (LZSS, Huffman)" } else { "normal" });
     if !comment.is_empty() {

@@ -21,6 +21,7 @@ use super::table::{Extent, Tables, Width, clip, join};
 use super::{Companions, ContainerFormat, Opened, Options, beside};
 use crate::bytes::Record;
 use crate::cache::Cache;
+use crate::check::Check;
 use crate::device::mapped::{Mapped, Mapping, Place, Run};
 use crate::device::window::Window;
 use crate::device::{BlockDevice, Device, probe_array, read_array, read_vec};
@@ -47,7 +48,14 @@ fn probe(device: &dyn BlockDevice, _: &dyn Companions) -> Result<bool> {
 
 fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<Opened> {
     let mut notes = Vec::new();
-    let footer = match (Footer::read_end(file.as_ref()), Footer::read(file.as_ref(), 0)) {
+    let mut checks = Vec::new();
+    let (end, start) = (Footer::read_end(file.as_ref()), Footer::read(file.as_ref(), 0));
+    let fault = |copy: &Result<Footer>| copy.as_ref().err().map(ToString::to_string);
+    checks.push(Check::known("footer checksum", "end of the file", fault(&end)));
+    if [&end, &start].into_iter().flatten().any(|footer| footer.kind != Kind::Fixed) {
+        checks.push(Check::known("checksum of the footer's copy", "byte 0", fault(&start)));
+    }
+    let footer = match (end, start) {
         (Ok(footer), copy) => {
             if footer.kind != Kind::Fixed && copy.is_err() {
                 notes.push("the copy of the footer at the start of the file is damaged".to_owned());
@@ -72,6 +80,7 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     };
     footer.describe(&mut opened);
     opened.notes.extend(notes);
+    opened.checks.splice(0..0, checks);
     Ok(opened)
 }
 
@@ -102,6 +111,9 @@ fn open_sparse(file: Device, footer: &Footer, companions: &dyn Companions, optio
     let mut opened =
         Opened::new(FORMAT.name, Arc::new(Mapped::new(Arc::new(blocks), file, below, 512, options.cache_size)));
     opened.add("block size", format!("{} bytes", header.block_size));
+    // It was compared, or nothing would have been opened.
+    let place = format!("byte {}", footer.data_offset);
+    opened.checks.push(Check::known("dynamic disk header checksum", place, None));
     if let Some((name, parent)) = &parent {
         opened.add("parent UUID", uuid(header.parent_uuid));
         opened.add_parent(name, parent);

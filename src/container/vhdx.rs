@@ -26,6 +26,7 @@ use self::mapping::Blocks;
 use self::metadata::Metadata;
 use super::{Companions, ContainerFormat, Opened, Options, beside};
 use crate::bytes::Record;
+use crate::check::Check;
 use crate::device::mapped::Mapped;
 use crate::device::{BlockDevice, Device, probe_array, read_vec};
 use crate::error::{Error, Result};
@@ -89,6 +90,14 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
         opened.add_parent(name, parent);
     }
     opened.notes.extend(notes);
+    for at in [64 * KIB, 128 * KIB] {
+        let fault = Header::read_one(file.as_ref(), at).err().map(|error| error.to_string());
+        opened.checks.push(Check::known("header checksum", format!("byte {at}"), fault));
+    }
+    for at in [192 * KIB, 256 * KIB] {
+        let fault = Regions::read_one(file.as_ref(), at).err().map(|error| error.to_string());
+        opened.checks.push(Check::known("region table checksum", format!("byte {at}"), fault));
+    }
     Ok(opened)
 }
 

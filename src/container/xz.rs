@@ -51,7 +51,7 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     let places = blocks.iter().map(|block| block.at).collect();
     let (check, count) = (blocks.first().map_or("none", |block| check_name(block.flags)), blocks.len());
     let codec = Box::new(Blocks { file: file.clone(), blocks });
-    let units = Units { format: FORMAT.name, codec, borders, places, resident: 4 << 20 };
+    let units = Units { format: FORMAT.name, codec, borders, places, resident: 4 << 20, checked: check != "none" };
     let mut opened = compressed::open(units, &file, companions, options)?;
     opened.add("blocks", count);
     opened.add("integrity check", check);

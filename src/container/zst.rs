@@ -76,7 +76,7 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     let (count, checked) = (frames.len(), frames.iter().all(|frame| frame.checksum));
     let places = frames.iter().map(|frame| frame.at).collect();
     let codec = Box::new(Frames { file: file.clone(), frames });
-    let units = Units { format: FORMAT.name, codec, borders, places, resident: 8 << 20 };
+    let units = Units { format: FORMAT.name, codec, borders, places, resident: 8 << 20, checked };
     let mut opened = compressed::open(units, &file, companions, options)?;
     opened.add("frames", count);
     if !checked {

@@ -30,14 +30,16 @@ mod journal;
 mod map;
 mod statfs;
 mod superblock;
+mod verify;
 mod xattr;
 
 use std::sync::Arc;
 
-use super::{Attributes, DirEntry, EntrySink, FileSystem, FileSystemFormat, Kind, NodeId, Options, Summary};
+use super::{Attributes, DirEntry, EntrySink, FileSystem, FileSystemFormat, Kind, NodeId, Options, Placed, Summary};
 use crate::bytes::{Evidence, Record};
 use crate::cache::Cache;
-use crate::device::mapped::read_runs;
+use crate::check::Check;
+use crate::device::mapped::{Mapping, Place, read_runs};
 use crate::device::{BlockDevice, Device, Extent, read_array, read_vec};
 use crate::error::{Error, Result};
 use crate::text;
@@ -250,6 +252,23 @@ fn read_superblock(device: &Device) -> Result<(Superblock, Vec<String>)> {
 }
 
 impl FileSystem for Ext {
+    fn place(&self, file: NodeId, offset: u64) -> Result<Option<Placed>> {
+        let inode = self.node(file)?;
+        let rest = inode.attributes.size.saturating_sub(offset);
+        match &inode.contents {
+            Contents::Extents(_) | Contents::Blocks => {
+                let run = FileMap { ext: self, inode: &inode }.map(offset)?;
+                let at = if let Place::At(at) = run.place { Some(at) } else { None };
+                Ok(Some(Placed { at, len: run.len.min(rest) }))
+            }
+            Contents::Inline(_) | Contents::None => Ok(Some(Placed { at: None, len: rest })),
+        }
+    }
+
+    fn checks(&self) -> Vec<Check> {
+        verify::checks(self)
+    }
+
     fn root(&self) -> NodeId {
         NodeId(inode::ROOT.into())
     }

@@ -33,6 +33,7 @@ mod rows;
 mod state;
 mod table;
 mod time;
+mod verify;
 mod write;
 
 use std::borrow::Cow;
@@ -47,10 +48,12 @@ use self::state::State;
 use self::table::{Chain, End, Table};
 use self::time::Stamp;
 use super::{
-    Attributes, DirEntry, EntrySink, FileSystem, FileSystemFormat, FileSystemWrite, Kind, NodeId, Options, Summary,
+    Attributes, DirEntry, EntrySink, FileSystem, FileSystemFormat, FileSystemWrite, Kind, NodeId, Options, Placed,
+    Summary,
 };
 use crate::bytes::Evidence;
 use crate::cache::Cache;
+use crate::check::Check;
 use crate::device::{Device, read_array};
 use crate::error::{Error, Result};
 
@@ -364,6 +367,18 @@ impl Fat {
 }
 
 impl FileSystem for Fat {
+    fn place(&self, file: NodeId, offset: u64) -> Result<Option<Placed>> {
+        let state = self.shared();
+        let entry = self.entry(&state, file)?;
+        let chain = self.file_chain(&state, &entry, state.nodes.position(file))?;
+        let rest = u64::from(entry.size).saturating_sub(offset);
+        Ok(chain.place(offset).map(|(at, len)| Placed { at: Some(at), len: len.min(rest) }))
+    }
+
+    fn checks(&self) -> Vec<Check> {
+        verify::checks(&self.device, &self.geometry)
+    }
+
     fn root(&self) -> NodeId {
         ROOT
     }

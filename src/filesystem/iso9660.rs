@@ -53,10 +53,12 @@ use self::record::DirectoryRecord;
 use self::rockridge::RockRidge;
 use self::susp::Protocol;
 use self::zisofs::Packing;
-use super::{Attributes, DirEntry, Embedded, EntrySink, FileSystem, FileSystemFormat, NodeId, Options, Summary};
+use super::{
+    Attributes, DirEntry, Embedded, EntrySink, FileSystem, FileSystemFormat, NodeId, Options, Placed, Summary,
+};
 use crate::bytes::Evidence;
 use crate::cache::Cache;
-use crate::device::mapped::{Mapping, extent_of, read_runs};
+use crate::device::mapped::{Mapping, Place, extent_of, read_runs};
 use crate::device::{BlockDevice, Device, Extent, probe_array};
 use crate::error::{Error, Result};
 
@@ -320,6 +322,17 @@ impl FileSystem for Iso {
             }
             Contents::Directory(_) => Err(Error::IsDirectory),
             _ => Err(Error::Invalid),
+        }
+    }
+
+    fn place(&self, file: NodeId, offset: u64) -> Result<Option<Placed>> {
+        match &self.node(file)?.contents {
+            Contents::File { sections, packing: None, .. } => {
+                let run = sections.map(offset)?;
+                let at = if let Place::At(at) = run.place { Some(at) } else { None };
+                Ok(Some(Placed { at, len: run.len }))
+            }
+            _ => Ok(None),
         }
     }
 

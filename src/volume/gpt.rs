@@ -19,6 +19,7 @@
 
 use super::{Entry, Table, VolumeSystem, byte_range, mbr, note};
 use crate::bytes::{Evidence, Record};
+use crate::check::Known;
 use crate::device::{BlockDevice, Device, check_range, probe_array, read_vec};
 use crate::error::{Error, Result};
 use crate::text;
@@ -54,6 +55,7 @@ fn table(device: &Device) -> Result<Table> {
     for note_text in disk.findings(copy, name) {
         note(&mut table.notes, note_text);
     }
+    table.checks = disk.checks();
     table.uuid = Some(text::guid(copy.header.disk_guid));
     table.evidence.push(Evidence { offset: copy.at, bytes: SIGNATURE.to_vec(), what: "header signature" });
     let size = usize::try_from(copy.header.entry_size).map_err(|_| Error::Invalid)?;
@@ -169,6 +171,25 @@ impl Disk {
     fn trust(&self) -> Trust {
         let copies = [&self.primary, &self.backup];
         copies.into_iter().flatten().map(Copy::trust).max().unwrap_or(Trust::None)
+    }
+
+    /// The checksums of both copies: of the header, and of the array.
+    fn checks(&self) -> Vec<Known> {
+        let mut checks = Vec::new();
+        for (name, copy) in [("primary", &self.primary), ("backup", &self.backup)] {
+            let Some(copy) = copy else {
+                let fault = Some("it is not there".to_owned());
+                checks.push(Known { what: format!("{name} header CRC"), place: "-".to_owned(), fault });
+                continue;
+            };
+            let place = |at: u64| format!("byte {at}");
+            let fault = copy.header_fault.map(str::to_owned);
+            checks.push(Known { what: format!("{name} header CRC"), place: place(copy.at), fault });
+            let array_at = copy.header.array_lba.saturating_mul(self.sector_size.into());
+            let fault = copy.array_fault.clone();
+            checks.push(Known { what: format!("{name} entry array CRC"), place: place(array_at), fault });
+        }
+        checks
     }
 
     /// What is wrong with the two copies, and which one is read.

@@ -10,14 +10,19 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("bytes", BASE),
     ("text", BASE),
     ("cache", BASE),
+    ("digest", BASE),
     ("device", &["error", "bytes", "text", "cache", "device"]),
-    ("container", &["error", "bytes", "text", "cache", "device", "container"]),
-    ("volume", &["error", "bytes", "text", "cache", "device", "volume"]),
-    ("filesystem", &["error", "bytes", "text", "cache", "device", "filesystem"]),
+    ("check", &["error", "device", "digest"]),
+    ("container", &["error", "bytes", "text", "cache", "device", "digest", "check", "container"]),
+    ("volume", &["error", "bytes", "text", "cache", "device", "check", "volume"]),
+    ("filesystem", &["error", "bytes", "text", "cache", "device", "digest", "check", "filesystem"]),
     ("forest", &["error", "bytes", "text", "cache", "device", "filesystem", "forest"]),
-    ("stack", &["error", "bytes", "text", "cache", "device", "container", "volume", "filesystem", "forest", "stack"]),
+    (
+        "stack",
+        &["error", "bytes", "text", "cache", "device", "check", "container", "volume", "filesystem", "forest", "stack"],
+    ),
     // Any tree can be mounted: how it came about is not the adapter's business.
-    ("fuse", &["error", "bytes", "text", "cache", "filesystem", "fuse"]),
+    ("fuse", &["error", "bytes", "text", "cache", "digest", "filesystem", "fuse"]),
 ];
 const BASE: &[&str] = &["error", "bytes", "text", "cache"];
 

@@ -1,6 +1,6 @@
 //! Tables of runs, from the property list or the resource fork.
 
-use super::{FORMAT, MAX_RUN, SECTOR, Trailer};
+use super::{FORMAT, MAX_RUN, SECTOR, Sum, Trailer, checksum};
 use crate::bytes::Record;
 use crate::device::{BlockDevice, read_vec};
 use crate::error::{Error, Result};
@@ -64,8 +64,21 @@ pub(super) struct Piece {
     pub(super) packed: u64,
 }
 
-/// Number of tables, and all runs in order.
-pub(super) fn read_all(device: &dyn BlockDevice, trailer: &Trailer) -> Result<(usize, Vec<Piece>)> {
+/// What the checksum of a table is of.
+pub(super) struct TableSum {
+    /// First byte on the disk, and length of the table's partition.
+    pub(super) start: u64,
+    pub(super) len: u64,
+    /// The bytes that count, start and end: all but those that are marked to be ignored.
+    pub(super) counted: Vec<(u64, u64)>,
+    pub(super) sum: Option<Sum>,
+}
+
+/// Type of a run whose sectors are free: they read as zeros, and no checksum counts them.
+const IGNORED: u32 = 2;
+
+/// What the tables say of their sectors, and all runs in order.
+pub(super) fn read_all(device: &dyn BlockDevice, trailer: &Trailer) -> Result<(Vec<TableSum>, Vec<Piece>)> {
     let from_list = trailer.xml.1 > 0;
     let (at, len) = if from_list { trailer.xml } else { trailer.resources };
     if len > MAX_LIST {
@@ -77,8 +90,9 @@ pub(super) fn read_all(device: &dyn BlockDevice, trailer: &Trailer) -> Result<(u
         Error::corrupt(FORMAT.name, if from_list { "property list (blkx)" } else { "resource fork (blkx)" }, at)
     })?;
     let mut pieces = Vec::new();
+    let mut sums = Vec::new();
     for table in &tables {
-        read_table(table, at, device.size(), trailer.data_at, &mut pieces)?;
+        sums.push(read_table(table, at, device.size(), trailer.data_at, &mut pieces)?);
     }
     pieces.sort_by_key(|piece| piece.start);
     let overlap = |pair: &[Piece]| match pair {
@@ -88,7 +102,7 @@ pub(super) fn read_all(device: &dyn BlockDevice, trailer: &Trailer) -> Result<(u
     if pieces.windows(2).any(overlap) {
         return Err(Error::corrupt(FORMAT.name, "table (runs that overlap)", at));
     }
-    Ok((tables.len(), pieces))
+    Ok((sums, pieces))
 }
 
 /// Section "UDIF XML plist": the base-64 data of the array `blkx`.
@@ -151,7 +165,7 @@ fn from_resources(bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
 }
 
 /// The block table: 204 bytes, then 40 a run.
-fn read_table(bytes: &[u8], at: u64, file_size: u64, data_at: u64, pieces: &mut Vec<Piece>) -> Result<()> {
+fn read_table(bytes: &[u8], at: u64, file_size: u64, data_at: u64, pieces: &mut Vec<Piece>) -> Result<TableSum> {
     let table = Record::new(FORMAT.name, "block table", at, bytes);
     if table.bytes(0, 4)? != b"mish" {
         return Err(table.corrupt_field("signature"));
@@ -159,6 +173,7 @@ fn read_table(bytes: &[u8], at: u64, file_size: u64, data_at: u64, pieces: &mut 
     let (first, data_at) = (table.be64(8)?, data_at.checked_add(table.be64(24)?).ok_or_else(|| table.corrupt())?);
     let count = usize::try_from(table.be32(200)?).unwrap_or(usize::MAX);
     let (rows, _) = table.tail(204)?.as_chunks::<40>();
+    let mut counted: Vec<(u64, u64)> = Vec::new();
     for row in rows.get(..count).ok_or_else(|| table.corrupt_field("number of runs"))? {
         let row = Record::new(FORMAT.name, "block table entry", at, row);
         let Some(kind) = Kind::parse(row.be32(0)?)? else { continue };
@@ -167,9 +182,14 @@ fn read_table(bytes: &[u8], at: u64, file_size: u64, data_at: u64, pieces: &mut 
         let start = bytes(sum(first, row.be64(8)?)?)?;
         let piece =
             Piece { start, len: bytes(row.be64(16)?)?, kind, at: sum(data_at, row.be64(24)?)?, packed: row.be64(32)? };
-        sum(piece.start, piece.len)?;
+        let end = sum(piece.start, piece.len)?;
         if piece.len == 0 {
             continue;
+        }
+        match counted.last_mut() {
+            _ if row.be32(0)? == IGNORED => {}
+            Some((_, last)) if *last == piece.start => *last = end,
+            _ => counted.push((piece.start, end)),
         }
         let stored = if kind == Kind::Raw { piece.len } else { piece.packed };
         if kind != Kind::Zero && piece.at.checked_add(stored).is_none_or(|end| end > file_size) {
@@ -180,7 +200,8 @@ fn read_table(bytes: &[u8], at: u64, file_size: u64, data_at: u64, pieces: &mut 
         }
         pieces.push(piece);
     }
-    Ok(())
+    let bytes = |sectors: u64| sectors.checked_mul(SECTOR).ok_or_else(|| table.corrupt());
+    Ok(TableSum { start: bytes(first)?, len: bytes(table.be64(16)?)?, counted, sum: checksum(&table, 64)? })
 }
 
 #[cfg(test)]

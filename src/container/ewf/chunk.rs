@@ -8,6 +8,7 @@ use super::section::{Section, adler32};
 use super::{FORMAT, Volume};
 use crate::bytes::Record;
 use crate::cache::Cache;
+use crate::check::MAX_FAULTS;
 use crate::device::mapped::{Mapping, Place, Run};
 use crate::device::{Device, read_vec};
 use crate::error::{Error, Result};
@@ -192,6 +193,22 @@ impl Mapping for Chunks {
 impl Chunks {
     pub(super) fn tables(&self) -> usize {
         self.tables.len()
+    }
+
+    /// What is wrong with any copy of any table; reading goes on with the other copy.
+    pub(super) fn faults(&self) -> Result<Vec<String>> {
+        let mut faults = Vec::new();
+        for table in self.tables.iter().filter(|_| self.footers) {
+            let len = usize::try_from(table.count.saturating_mul(4)).map_err(|_| Error::Invalid)?;
+            for &at in &table.copies {
+                let bytes = read_vec(table.device.as_ref(), at, len.saturating_add(4))?;
+                let sound = bytes.split_at_checked(len).is_some_and(|(rows, sum)| sum == adler32(rows).to_le_bytes());
+                if !sound && faults.len() < MAX_FAULTS {
+                    faults.push(format!("the table at byte {at} of segment {} is damaged", table.segment));
+                }
+            }
+        }
+        Ok(faults)
     }
 
     /// The entries of a table whose checksum agrees: its own, or those of its copy.

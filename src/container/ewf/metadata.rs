@@ -7,6 +7,7 @@ use flate2::read::ZlibDecoder;
 use super::section::{Section, adler32};
 use crate::bytes::Record;
 use crate::container::Opened;
+use crate::digest::{Algorithm, unhex};
 use crate::error::Result;
 use crate::text::utf16_to_bytes;
 
@@ -117,6 +118,12 @@ impl Metadata {
             self.errors.push((row.le32(0)?.into(), row.le32(4)?.into()));
         }
         Ok(())
+    }
+
+    /// The stored hashes of the disk.
+    pub(super) fn digests(&self) -> Vec<(Algorithm, Vec<u8>)> {
+        let stored = [(Algorithm::Md5, &self.md5), (Algorithm::Sha1, &self.sha1)];
+        stored.into_iter().filter_map(|(algorithm, text)| Some((algorithm, unhex(text.as_ref()?)?))).collect()
     }
 
     pub(super) fn describe(self, sector_size: u32, opened: &mut Opened) {

@@ -88,6 +88,45 @@ impl Group {
     }
 }
 
+/// Where the bitmaps of a group are, and their checksums.
+#[derive(Debug, Clone, Copy)]
+pub struct Bitmaps {
+    /// Byte of the descriptor.
+    pub at: u64,
+    /// The descriptor's own checksum is right.
+    pub descriptor_ok: bool,
+    /// Never written: everything is free.
+    pub blocks_unused: bool,
+    /// Never written: everything is free.
+    pub inodes_unused: bool,
+    /// Of the block bitmap and of the inode bitmap; the lower half alone in short descriptors.
+    pub sums: [u32; 2],
+    /// The upper halves are stored.
+    pub wide: bool,
+}
+
+impl Bitmaps {
+    /// Field names and offsets: `struct ext4_group_desc`.
+    pub fn read(device: &dyn BlockDevice, superblock: &Superblock, group: u64) -> Result<Self> {
+        let size = superblock.descriptor_size;
+        let within = group.checked_rem(superblock.descriptors_per_block()).unwrap_or(0).saturating_mul(size.into());
+        let at = superblock.byte_of(primary(superblock, group)).saturating_add(within);
+        let bytes = read_vec(device, at, size.into())?;
+        let raw = Record::new("ext", "group descriptor", at, &bytes);
+        let wide = size >= 64;
+        let high = |field: usize| if wide { raw.le16(field).map(|high| u32::from(high) << 16) } else { Ok(0) };
+        let flags = raw.le16(0x12)?;
+        Ok(Self {
+            at,
+            descriptor_ok: checksum(superblock, group, &bytes).is_none_or(|sum| raw.le16(0x1e).is_ok_and(|s| s == sum)),
+            inodes_unused: flags & 1 != 0,
+            blocks_unused: flags & 2 != 0,
+            sums: [u32::from(raw.le16(0x18)?) | high(0x38)?, u32::from(raw.le16(0x1a)?) | high(0x3a)?],
+            wide,
+        })
+    }
+}
+
 /// What the checksum of a descriptor should be; `None` when the volume has none.
 fn checksum(superblock: &Superblock, group: u64, bytes: &[u8]) -> Option<u16> {
     let number = u32::try_from(group).ok()?.to_le_bytes();

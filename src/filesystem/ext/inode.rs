@@ -114,6 +114,19 @@ impl Inode {
         Self::parse(superblock, number, at, &bytes)
     }
 
+    /// Whether an inode in use has a wrong checksum.
+    pub fn has_wrong_checksum(superblock: &Superblock, number: u32, at: u64, bytes: &[u8]) -> Result<bool> {
+        let raw = Record::new("ext", "inode", at, bytes);
+        // Those that are kept for the volume, and that nothing was put into.
+        if raw.le16(0)? == 0 {
+            return Ok(false);
+        }
+        let extra = if bytes.len() > 128 { raw.le16(0x80)? } else { 0 };
+        let generation = raw.le32(0x64)?;
+        let seed = crc32c(crc32c(superblock.checksum_seed, &number.to_le_bytes()), &generation.to_le_bytes());
+        Ok(!checksum_is_right(&raw, seed, extra >= 4)?)
+    }
+
     /// Field names and offsets: `struct ext4_inode`.
     fn parse(superblock: &Superblock, number: u32, at: u64, bytes: &[u8]) -> Result<Self> {
         let raw = Record::new("ext", "inode", at, bytes);
