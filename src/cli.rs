@@ -5,10 +5,15 @@ mod commit;
 mod cp;
 mod create;
 mod diff;
+mod document;
 mod edit;
 mod generate;
+mod hash;
+mod hashing;
+mod helper;
 mod info;
 mod keeper;
+mod list;
 mod ls;
 mod manifest;
 mod mount;
@@ -16,11 +21,14 @@ mod options;
 mod overlay;
 mod patch;
 mod progress;
+mod provenance;
 mod runtime;
 mod sandbox;
+mod sums;
 mod target;
 mod tree;
 mod umount;
+mod verify;
 mod walk;
 
 use std::ffi::{OsStr, OsString};
@@ -48,6 +56,8 @@ enum Command {
     Mount(mount::Args),
     /// Unmount, and return when the daemon is gone
     Umount(umount::Args),
+    /// List what is mounted, by whom, and where changes go
+    List(list::Args),
     /// Say what an image is, and how that is known
     Info(info::Args),
     /// List directories
@@ -82,11 +92,15 @@ enum Command {
     Manual(generate::ManualArgs),
     /// Write the completions of a shell
     Completions(generate::CompletionsArgs),
-    /// One row a node: path, type, size, SHA-256
+    /// One row a node, in the form that other tools read
     Manifest(manifest::Args),
     /// Started by `mount`
     #[command(name = keeper::NAME, hide = true)]
     Keeper(keeper::Args),
+    /// Digests of an image, of the disk in it, of its parts and files
+    Hash(hash::Args),
+    /// Compare an image with the digests beside it and with all checksums in it
+    Verify(verify::Args),
 }
 
 /// What a command achieved when it did not fail as a whole.
@@ -95,14 +109,21 @@ enum Outcome {
     Complete,
     /// The rest: what could not be read was said on standard error.
     Partial,
+    /// `verify`: nothing to verify against, or something could not be read.
+    Unverified,
 }
 
 /// Runs the command line; errors go to standard error as one chain of causes.
 pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let cli = Cli::parse_from(with_mount(args.collect()));
+    let words: Vec<OsString> = args.collect();
+    if helper::is_called(words.first().map(OsString::as_os_str)) {
+        return helper::run(words.get(1..).unwrap_or_default());
+    }
+    let cli = Cli::parse_from(with_mount(words));
     let result = match cli.command {
         Command::Mount(args) => mount::run(&args),
         Command::Umount(args) => umount::run(&args),
+        Command::List(args) => list::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Cat(args) => cat::run(&args),
@@ -122,10 +143,13 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Completions(args) => generate::completions(&args),
         Command::Manifest(args) => manifest::run(&args),
         Command::Keeper(args) => keeper::run(&args),
+        Command::Hash(args) => hash::run(&args),
+        Command::Verify(args) => verify::run(&args),
     };
     match result {
         Ok(Outcome::Complete) => ExitCode::SUCCESS,
         Ok(Outcome::Partial) => ExitCode::from(1),
+        Ok(Outcome::Unverified) => ExitCode::from(2),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("imgfs: {}", sentence(&error));

@@ -27,7 +27,8 @@ use fuser::{
     ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use crate::cache::lock;
+use crate::cache::{Cache, lock};
+use crate::digest::{Algorithm, Hasher, hex};
 use crate::error::{Error, Result};
 use crate::filesystem::{Attributes, DirEntry, FileSystem, Kind, NodeId, Timestamp};
 
@@ -41,6 +42,11 @@ const OTHER_SPELLING: u64 = 1 << 54;
 const MAX_TARGET: usize = 4095;
 /// Cursors that the adapter itself uses: 0 is before `.`, 1 before `..`, 2 before the tree's first row.
 const OWN_ROWS: u64 = 2;
+
+/// The attribute that has a file's SHA-256, where a mount shows it: 64 hexadecimal digits.
+pub const HASH: &str = "user.hash.sha256";
+/// Bytes that the digests kept take, at the most: of some hundred thousand files.
+const HASH_CACHE: u64 = 16 << 20;
 
 /// Whose files the mount shows, and with which permissions.
 #[derive(Debug, Clone)]
@@ -59,6 +65,12 @@ pub struct View {
     pub dmask: Option<u16>,
     /// The mask for nodes whose medium has no permissions: the caller's umask.
     pub default_mask: u16,
+    /// Permissions of files whose medium has none, when given.
+    pub mode: Option<u16>,
+    /// As `mode`, for directories.
+    pub dmode: Option<u16>,
+    /// Each file has its SHA-256 as the attribute [`HASH`].
+    pub hashes: bool,
 }
 
 impl View {
@@ -98,7 +110,10 @@ impl View {
         let mode = match attributes.mode {
             Some(mode) if self.owners => mode,
             Some(mode) => mode | readable,
-            None => 0o777 & !self.default_mask | readable,
+            None => {
+                let given = if directory { self.dmode } else { self.mode };
+                given.unwrap_or(0o777 & !self.default_mask | readable)
+            }
         };
         let writable = if attributes.read_only && !directory { !0o222 } else { 0o7777 };
         mode & writable & !mask.unwrap_or(0)
@@ -118,6 +133,10 @@ pub struct Adapter {
     passthrough: AtomicBool,
     backing: Mutex<Backings>,
     next_handle: AtomicU64,
+    /// How often anything was asked for.
+    requests: Arc<AtomicU64>,
+    /// Digests that were calculated: only while nothing can be written.
+    hashes: Cache<NodeId, Arc<Vec<u8>>>,
 }
 
 /// What the kernel reads by itself now.
@@ -151,6 +170,8 @@ impl Adapter {
             passthrough: AtomicBool::new(may_pass_through && !writable),
             backing: Mutex::default(),
             next_handle: AtomicU64::new(1),
+            requests: Arc::default(),
+            hashes: Cache::new(HASH_CACHE),
         }
     }
 
@@ -176,6 +197,7 @@ impl Adapter {
         ino: INodeNo,
         question: impl FnOnce(&dyn FileSystem, NodeId) -> Result<T>,
     ) -> Answer<T> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
         let node = self.node(ino);
         match catch_unwind(AssertUnwindSafe(|| question(self.tree.as_ref(), node))) {
             Ok(Ok(value)) => Ok(value),
@@ -192,9 +214,33 @@ impl Adapter {
         }
     }
 
+    /// Counts what is asked for: a mount that nobody uses stands still.
+    pub fn requests(&self) -> Arc<AtomicU64> {
+        self.requests.clone()
+    }
+
     /// Where the session's notifier goes, once there is a session.
     pub fn notifier(&self) -> Arc<OnceLock<Notifier>> {
         self.notifier.clone()
+    }
+
+    /// The value of [`HASH`]. Whoever asks for its length alone does not wait for it.
+    fn hash(&self, tree: &dyn FileSystem, node: NodeId, length_only: bool) -> Result<Vec<u8>> {
+        if tree.attributes(node)?.kind != Kind::File {
+            return Err(Error::NoAttribute);
+        }
+        if length_only {
+            return Ok(vec![0; Algorithm::Sha256.size().saturating_mul(2)]);
+        }
+        if self.writable {
+            return digest(tree, node);
+        }
+        let value = self.hashes.get_or_make(&node, || {
+            let value = digest(tree, node)?;
+            let weight = value.len().saturating_add(64) as u64;
+            Ok::<_, Error>((Arc::new(value), weight))
+        })?;
+        Ok(value.to_vec())
     }
 
     /// How long the kernel may keep what it is told.
@@ -647,14 +693,20 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let value = self.ask("getxattr", ino, |tree, node| tree.xattr(node, name.as_bytes()));
+        let value = self.ask("getxattr", ino, |tree, node| {
+            if self.view.hashes && name.as_bytes() == HASH.as_bytes() {
+                return self.hash(tree, node, size == 0);
+            }
+            tree.xattr(node, name.as_bytes())
+        });
         send_xattr(value, size, reply);
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let names = self.ask("listxattr", ino, |tree, node| {
             let mut list = Vec::new();
-            for name in tree.xattrs(node)? {
+            let own = self.view.hashes && tree.attributes(node)?.kind == Kind::File;
+            for name in tree.xattrs(node)?.into_iter().chain(own.then(|| HASH.as_bytes().to_vec())) {
                 list.extend_from_slice(&name);
                 list.push(0);
             }
@@ -670,6 +722,21 @@ impl Filesystem for Adapter {
             Ok(None) => reply.error(Errno::ENXIO),
             Err(errno) => reply.error(errno),
         }
+    }
+}
+
+/// A file's SHA-256 in hexadecimal digits.
+fn digest(tree: &dyn FileSystem, file: NodeId) -> Result<Vec<u8>> {
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    let mut piece = vec![0; 1 << 20];
+    let mut offset = 0u64;
+    loop {
+        let len = tree.read(file, &mut piece, offset)?;
+        match piece.get(..len) {
+            Some(read) if !read.is_empty() => hasher.update(read),
+            _ => return Ok(hex(&hasher.finish()).into_bytes()),
+        }
+        offset = offset.saturating_add(len as u64);
     }
 }
 
@@ -753,7 +820,9 @@ mod tests {
     use super::*;
 
     fn view(owners: bool) -> View {
-        View { caller: (1000, 100), owners, uid: None, gid: None, fmask: None, dmask: None, default_mask: 0o022 }
+        let (uid, gid, fmask, dmask, mode, dmode) = (None, None, None, None, None, None);
+        let (caller, default_mask, hashes) = ((1000, 100), 0o022, false);
+        View { caller, owners, uid, gid, fmask, dmask, default_mask, mode, dmode, hashes }
     }
 
     #[test]

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use serde_json::{Value, json};
 
 use super::options::OverlayArgs;
-use super::{Outcome, progress};
+use super::{Outcome, document, progress, provenance};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -29,10 +30,33 @@ enum Format {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
+    let log = args.overlay.log()?;
     match &args.output {
         Some(output) => args.overlay.confine(Some(output))?,
         None => args.overlay.confine_to_change()?,
     }
+    let about = || {
+        let into = args.output.as_ref().map(|output| provenance::identity(output));
+        json!({
+            "overlay": provenance::identity(&args.overlay.overlay),
+            "in_place": args.in_place,
+            "forced_base": args.overlay.force_base,
+            "into": into,
+        })
+    };
+    // A commit in place that is interrupted has to be known as well.
+    log.event("commit", merged(about(), json!({ "outcome": "begun" })));
+    let result = commit(args);
+    log.outcome("commit", about(), &result);
+    result
+}
+
+fn merged(mut value: Value, more: Value) -> Value {
+    document::merge(&mut value, more);
+    value
+}
+
+fn commit(args: &Args) -> Result<Outcome> {
     let overlay = args.overlay.open(!args.in_place)?;
     progress::with_bar(|progress| match (&args.output, args.format) {
         (Some(output), Format::Raw) => overlay.commit_to_raw(output, progress),
@@ -50,7 +74,13 @@ pub struct DiscardArgs {
 }
 
 pub fn discard(args: &DiscardArgs) -> Result<Outcome> {
+    let log = args.overlay.log()?;
     args.overlay.confine_to_change()?;
-    args.overlay.open(false)?.discard()?;
-    Ok(Outcome::Complete)
+    let about = json!({
+        "overlay": provenance::identity(&args.overlay.overlay),
+        "forced_base": args.overlay.force_base,
+    });
+    let result = args.overlay.open(false).and_then(|overlay| Ok(overlay.discard()?));
+    log.outcome("discard", about, &result);
+    result.map(|()| Outcome::Complete)
 }

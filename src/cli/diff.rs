@@ -13,10 +13,10 @@ use imgfs::text::printable;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::Outcome;
 use super::cat::each_piece;
 use super::options::OverlayArgs;
 use super::walk::{self, Row, Step};
+use super::{Outcome, document};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -26,7 +26,7 @@ pub struct Args {
     /// Files and directories only
     #[arg(long)]
     files: bool,
-    /// One object, shape "imgfs-diff-1"
+    /// One object, shape "imgfs-diff"
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -69,8 +69,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
     if args.json {
         let runs: Vec<_> = runs.iter().map(|run| json!({ "first": run.first, "count": run.count })).collect();
         let files: Vec<_> = changes.iter().map(|(path, change)| describe(path, change)).collect();
-        let value = json!({ "shape": "imgfs-diff-1", "sector_size": sector_size, "sectors": runs, "files": files });
-        writeln!(out, "{value:#}")?;
+        drop(out);
+        document::write("imgfs-diff", json!({ "sector_size": sector_size, "sectors": runs, "files": files }))?;
         return Ok(outcome);
     }
     for run in &runs {
@@ -89,13 +89,18 @@ pub fn run(args: &Args) -> Result<Outcome> {
 }
 
 fn describe(path: &[u8], change: &Change) -> serde_json::Value {
-    let path = printable(path);
-    match change {
-        Change::Added => json!({ "path": path, "change": "added" }),
-        Change::Removed => json!({ "path": path, "change": "removed" }),
-        Change::Changed => json!({ "path": path, "change": "changed" }),
-        Change::RenamedTo(new) => json!({ "path": path, "change": "renamed", "to": printable(new) }),
+    let word = match change {
+        Change::Added => "added",
+        Change::Removed => "removed",
+        Change::Changed => "changed",
+        Change::RenamedTo(_) => "renamed",
+    };
+    let mut value = json!({ "change": word });
+    document::name(&mut value, "path", path);
+    if let Change::RenamedTo(new) = change {
+        document::name(&mut value, "to", new);
     }
+    value
 }
 
 /// Sectors that really differ, neighbours joined.

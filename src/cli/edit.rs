@@ -12,12 +12,14 @@ use imgfs::filesystem::{Changes, FileSystem, FileSystemWrite, Kind, NewNode, Nod
 use imgfs::forest::Forest;
 use imgfs::stack::{Image, Writing};
 use imgfs::text::printable;
+use serde_json::json;
 
-use super::Outcome;
 use super::options::{MountOptions, WritingArgs};
+use super::provenance::Log;
 use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target};
 use super::walk;
+use super::{Outcome, provenance};
 
 /// Bytes copied at a time.
 const PIECE: usize = 1 << 20;
@@ -175,6 +177,13 @@ fn confine(args: &EditArgs, targets: &[Target], sources: &[PathBuf]) -> Result<(
     for source in sources {
         sandbox.read(source);
     }
+    if let Some(log) = &args.writing.log {
+        sandbox.fill_beside(log);
+    }
+    // What a log says of who and where.
+    for file in provenance::ORIGIN {
+        sandbox.read(Path::new(file));
+    }
     sandbox.enter()
 }
 
@@ -192,7 +201,15 @@ fn edit(args: &EditArgs, target: &Target, change: impl FnOnce(&Editor<'_>, &Targ
         _ => None,
     };
     ensure!(!args.in_place || fresh.is_some(), "there is an overlay with other changes: commit or discard it first");
+    let writing = options.stack.writing.clone();
+    let log = Log::of_writing(args.writing.log.as_deref(), writing.as_ref())?;
     let result = apply(args, target, options, change);
+    let about = json!({
+        "image": provenance::identity(&target.image),
+        "in_place": args.in_place,
+        "forced_base": args.writing.force_base,
+    });
+    log.outcome("edit", about, &result);
     if let Some(path) = fresh.filter(|_| args.in_place || result.is_err()) {
         // Made for this edit alone; what it held is in the image now, or is not wanted.
         // But a commit that was interrupted needs it to be finished.
@@ -200,6 +217,7 @@ fn edit(args: &EditArgs, target: &Target, change: impl FnOnce(&Editor<'_>, &Targ
         if result.is_ok() || state != Some(State::Copying) {
             std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
         }
+        log.forget(writing.as_ref());
     }
     result
 }

@@ -11,6 +11,7 @@ use imgfs::text::printable;
 use serde_json::{Value, json};
 
 use super::Outcome;
+use super::document::{self, merge};
 use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target};
 
@@ -18,7 +19,7 @@ use super::target::{ImageArgs, Target};
 pub struct Args {
     #[command(flatten)]
     image: ImageArgs,
-    /// Facts for a program: one object, shape "imgfs-info-1"
+    /// Facts for a program: one object, shape "imgfs-info"
     #[arg(long)]
     json: bool,
     /// What the sector cache did while the image was opened
@@ -36,12 +37,14 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let image = target.open(&args.image)?;
     let mut out = std::io::stdout().lock();
     if args.json {
-        let mut value = describe(&image, &args.target.to_string_lossy());
+        let mut value = describe(&image);
+        document::name(&mut value, "image", args.target.as_encoded_bytes());
         if args.stats {
             let s = image.cached.statistics();
             merge(&mut value, json!({ "cache": { "hits": s.hits, "misses": s.misses, "bytes": s.weight } }));
         }
-        writeln!(out, "{value:#}")?;
+        drop(out);
+        document::write("imgfs-info", value)?;
     } else {
         print(&image, &args.target.to_string_lossy(), &mut out)?;
         if args.stats {
@@ -50,12 +53,6 @@ pub fn run(args: &Args) -> Result<Outcome> {
         }
     }
     Ok(Outcome::Complete)
-}
-
-fn merge(value: &mut Value, more: Value) {
-    if let (Some(object), Value::Object(more)) = (value.as_object_mut(), more) {
-        object.extend(more);
-    }
 }
 
 fn print(image: &Image, name: &str, out: &mut dyn Write) -> Result<()> {
@@ -153,7 +150,8 @@ fn bytes(count: u64) -> String {
     }
 }
 
-fn describe(image: &Image, name: &str) -> Value {
+/// Everything that is known of an image, as `--json` shows it.
+pub fn describe(image: &Image) -> Value {
     let facts: Vec<Value> =
         image.container.facts.iter().map(|(name, value)| json!({ "name": name, "value": value })).collect();
     let table = match &image.scan {
@@ -167,8 +165,6 @@ fn describe(image: &Image, name: &str) -> Value {
         Err(error) => json!({ "error": error.to_string() }),
     };
     json!({
-        "shape": "imgfs-info-1",
-        "image": name,
         "container": {
             "format": image.container.format,
             "file_size": image.container.file_size,

@@ -6,7 +6,7 @@
 //! ```text
 //!   daemon (confined)        r, w   attach the mount point      keeper (not confined)
 //!     decodes, answers  ----------------------------------->      mounts, unmounts
-//!     the kernel             u      detach it                     writes the file with the number
+//!     the kernel           u, i     detach it; when it is idle    writes the file with the number
 //!                            a, p   readahead, process number     clears up at the end
 //!                       <-----------------------------------
 //!                            0, or 1 with the reason; the connection to the kernel
@@ -40,6 +40,7 @@ const MESSAGE: usize = 4096;
 const ATTACH_TO_READ: u8 = b'r';
 const ATTACH_TO_WRITE: u8 = b'w';
 const DETACH: u8 = b'u';
+const UNMOUNT: u8 = b'i';
 const READ_AHEAD: u8 = b'a';
 const PROCESS_NUMBER: u8 = b'p';
 
@@ -55,6 +56,9 @@ pub struct Args {
     /// A file that is removed at the end if nothing was written to it
     #[arg(long)]
     pub new_overlay: Option<PathBuf>,
+    /// The same of a log
+    #[arg(long)]
+    pub new_log: Option<PathBuf>,
     /// A folder that is removed at the end
     #[arg(long)]
     pub scratch: Option<PathBuf>,
@@ -98,6 +102,8 @@ impl Args {
             .map(Some),
             // Whoever still uses the mount keeps what it has open; nobody new comes in.
             DETACH => umount::unmount(&self.mountpoint, true).map(|()| None).map_err(Error::other),
+            // The kernel refuses while anybody uses it.
+            UNMOUNT => umount::unmount(&self.mountpoint, false).map(|()| None).map_err(Error::other),
             READ_AHEAD => self.read_ahead().map(|()| None),
             PROCESS_NUMBER => self.write_number().map(|()| None),
             _ => Err(std::io::ErrorKind::InvalidInput.into()),
@@ -118,10 +124,10 @@ impl Args {
     }
 
     fn clear_up(&self) {
-        if let Some(overlay) = &self.new_overlay
-            && std::fs::symlink_metadata(overlay).is_ok_and(|found| found.is_file() && found.len() == 0)
-        {
-            let _ = std::fs::remove_file(overlay);
+        for new in [&self.new_overlay, &self.new_log].into_iter().flatten() {
+            if std::fs::symlink_metadata(new).is_ok_and(|found| found.is_file() && found.len() == 0) {
+                let _ = std::fs::remove_file(new);
+            }
         }
         if let Some(path) = &self.scratch {
             let _ = std::fs::remove_dir(path);
@@ -136,8 +142,12 @@ impl Args {
         if self.allow_other {
             words.push("--allow-other".as_ref());
         }
-        let files =
-            [("--pid-file", &self.pid_file), ("--new-overlay", &self.new_overlay), ("--scratch", &self.scratch)];
+        let files = [
+            ("--pid-file", &self.pid_file),
+            ("--new-overlay", &self.new_overlay),
+            ("--new-log", &self.new_log),
+            ("--scratch", &self.scratch),
+        ];
         for (word, path) in files {
             words.extend(path.iter().flat_map(|path| [word.as_ref(), path.as_os_str()]));
         }
@@ -212,6 +222,11 @@ impl Keeper {
     /// Unmounts as soon as nobody uses the mount any more.
     pub fn detach(&self) -> std::io::Result<()> {
         self.ask(DETACH).map(drop)
+    }
+
+    /// Unmounts when nobody uses the mount; an error while somebody does.
+    pub fn unmount(&self) -> std::io::Result<()> {
+        self.ask(UNMOUNT).map(drop)
     }
 
     /// Lets the kernel read ahead farther: something for root.

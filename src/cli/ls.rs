@@ -6,11 +6,12 @@ use std::io::{IsTerminal, Write};
 use anyhow::Result;
 use imgfs::filesystem::{Attributes, FileSystem, Kind, NodeId};
 use imgfs::forest::Forest;
+use serde_json::{Value, json};
 
-use super::Outcome;
 use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target};
 use super::walk::{self, Row, Step};
+use super::{Outcome, document};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -25,6 +26,9 @@ pub struct Args {
     /// Names that start with a dot as well
     #[arg(short)]
     all: bool,
+    /// One object, shape "imgfs-ls"; it has all names
+    #[arg(long)]
+    json: bool,
     /// IMAGE, or IMAGE:/path as in the mount
     #[arg(required = true, value_name = "IMAGE[:/PATH]")]
     targets: Vec<OsString>,
@@ -32,6 +36,9 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<Outcome> {
     Sandbox::enter_for(&args.image.safety, &args.targets)?;
+    if args.json {
+        return as_json(args);
+    }
     let mut out = std::io::stdout().lock();
     let mut outcome = Outcome::Complete;
     for (at, text) in args.targets.iter().enumerate() {
@@ -60,6 +67,68 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     out.flush()?;
     Ok(outcome)
+}
+
+/// Everything that is recorded of each name; with `-R` of everything below as well.
+fn as_json(args: &Args) -> Result<Outcome> {
+    let mut outcome = Outcome::Complete;
+    let mut listings = Vec::new();
+    for text in &args.targets {
+        let target = Target::parse(text)?;
+        let image = target.open(&args.image)?;
+        let forest = image.forest();
+        let node = target.find(&image, &forest)?;
+        let top = Row {
+            node,
+            name: target.name().map(OsString::into_encoded_bytes).unwrap_or_default(),
+            kind: forest.attributes(node)?.kind,
+        };
+        let mut entries = Vec::new();
+        if top.kind == Kind::Directory && !args.recursive {
+            let (rows, failed) = walk::rows(&forest, node);
+            entries.extend(rows.iter().map(|row| entry(&forest, row, &row.name)));
+            if let Some(error) = failed {
+                said(text.as_encoded_bytes(), &error, &mut outcome);
+            }
+        } else {
+            let start = if top.kind == Kind::Directory { Vec::new() } else { top.name.clone() };
+            walk::walk(&forest, top, &start, &mut |step| {
+                match step {
+                    Step::Enter(_, b"") | Step::Leave(..) => {}
+                    Step::Enter(row, path) | Step::Node(row, path) => entries.push(entry(&forest, row, path)),
+                    Step::Failed(_, path, error) => said(path, &error, &mut outcome),
+                }
+                Ok(())
+            })?;
+        }
+        let mut listing = json!({ "entries": entries });
+        document::name(&mut listing, "target", text.as_encoded_bytes());
+        listings.push(listing);
+    }
+    document::write("imgfs-ls", json!({ "listings": listings }))?;
+    Ok(outcome)
+}
+
+fn said(path: &[u8], error: &imgfs::error::Error, outcome: &mut Outcome) {
+    eprintln!("imgfs: {}: {error}", imgfs::text::printable(path));
+    *outcome = Outcome::Partial;
+}
+
+/// A node for `--json`: its name or path, and what is recorded of it.
+pub fn entry(forest: &Forest, row: &Row, name: &[u8]) -> Value {
+    let mut value = match forest.attributes(row.node) {
+        Ok(attributes) => document::attributes(&attributes),
+        Err(error) => json!({ "type": document::kind(row.kind), "error": error.to_string() }),
+    };
+    document::name(&mut value, "name", name);
+    document::merge(&mut value, json!({ "inode": forest.own_number(row.node) }));
+    if row.kind == Kind::Symlink {
+        match forest.read_link(row.node) {
+            Ok(target) => document::name(&mut value, "target", &target),
+            Err(error) => document::merge(&mut value, json!({ "error": error.to_string() })),
+        }
+    }
+    value
 }
 
 struct Listing<'a, W> {
@@ -167,7 +236,7 @@ fn letter(kind: Kind) -> char {
 }
 
 /// `rwxr-xr-x` with the set-id and sticky letters; a medium without permissions shows what it does record.
-fn permissions(attributes: &Attributes) -> String {
+pub fn permissions(attributes: &Attributes) -> String {
     let Some(mode) = attributes.mode else {
         return if attributes.read_only { "r--------" } else { "rw-------" }.to_owned();
     };

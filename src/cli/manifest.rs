@@ -1,211 +1,227 @@
-//! `imgfs manifest`: one row a node of the mount.
+//! `imgfs manifest`: every node of the mount, in the form that other tools read.
 //!
-//! Tab-separated: path, type, size, SHA-256. A link's size and hash are its target's; what has no
-//! contents has size 0 and `-`. In paths, tab, newline and backslash are `\t`, `\n`, `\\`. Lines
-//! that start with `#` are comments; what could not be read is one of them, and has no row of its own
-//! beyond `!` in the place of the hash.
+//! All forms but JSON are made of lines: rows come in the order of the walk, however many cores work.
+
+mod bag;
+mod body;
+mod dfxml;
+mod rows;
+mod tsv;
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
+use imgfs::digest::{Algorithm, hex};
 use imgfs::error::Error;
-use imgfs::filesystem::{FileSystem, Kind};
+use imgfs::filesystem::{Attributes, FileSystem, Kind, NodeId};
 use imgfs::forest::Forest;
-use sha2::{Digest, Sha256};
+use imgfs::stack::Image;
+use imgfs::text::printable;
 
-use super::Outcome;
-use super::cat::each_piece;
+use super::hash::algorithm;
 use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target, trimmed};
 use super::walk::{self, Row, Step};
+use super::{Outcome, hashing, progress};
 
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     image: ImageArgs,
+    /// Form of the rows
+    #[arg(long, value_enum, default_value = "tsv")]
+    format: Format,
+    /// As --format json
+    #[arg(long, conflicts_with = "format")]
+    json: bool,
+    /// Digests of the contents: sha256, sha1, md5, blake3, sha512, crc32 (default: what the form is
+    /// used to have)
+    #[arg(short, long, value_name = "NAMES", value_delimiter = ',', value_parser = algorithm)]
+    algorithm: Vec<Algorithm>,
     /// IMAGE, or IMAGE:/path as in the mount
     #[arg(value_name = "IMAGE[:/PATH]")]
     target: OsString,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// Path, type, size, SHA-256
+    Tsv,
+    /// Everything that is known of each node, one object, shape "imgfs-manifest"
+    Json,
+    /// Digital Forensics XML, as fiwalk writes it
+    Dfxml,
+    /// The body file of the Sleuth Kit, for mactime
+    Bodyfile,
+    /// The payload manifest of a bag into whose data/ the files are copied (RFC 8493)
+    Bagit,
+}
+
+impl Format {
+    fn usual(self) -> Vec<Algorithm> {
+        match self {
+            Self::Tsv | Self::Json | Self::Bagit => vec![Algorithm::Sha256],
+            Self::Dfxml => vec![Algorithm::Md5, Algorithm::Sha1],
+            Self::Bodyfile => vec![Algorithm::Md5],
+        }
+    }
+
+    /// Which nodes have a row.
+    fn takes(self, job: &Job, forest: &Forest) -> bool {
+        match self {
+            Self::Tsv | Self::Json => true,
+            // A volume is no file of its own, and links to volumes are none of the medium.
+            Self::Dfxml | Self::Bodyfile => forest.volume(job.row.node).is_some() && !job.is_volume(),
+            Self::Bagit => true,
+        }
+    }
 }
 
 /// A node whose row is to be written.
 struct Job {
     row: Row,
     path: Vec<u8>,
+    parent: NodeId,
     /// A directory that could not be listed.
     failed: Option<Error>,
 }
 
+impl Job {
+    /// `p1` itself.
+    fn is_volume(&self) -> bool {
+        !self.path.contains(&b'/')
+    }
+}
+
+/// What is known of a node.
+struct Facts {
+    /// What the disk records, or why that cannot be read.
+    attributes: Result<Attributes, Error>,
+    /// Size and digests of the contents, as hexadecimal digits, where there are any.
+    contents: Option<(u64, Vec<String>)>,
+    /// Of a symbolic link.
+    target: Option<Vec<u8>>,
+    error: Option<String>,
+}
+
+/// What every form is told.
+struct Scene<'a> {
+    image: &'a Image,
+    forest: &'a Forest,
+    /// As the user wrote it.
+    name: &'a [u8],
+    /// The path of the top's directory, which a bag does not have.
+    above: usize,
+    algorithms: &'a [Algorithm],
+}
+
+/// One form of manifest. Rows come in order.
+trait Writer {
+    fn start(&mut self, out: &mut dyn Write) -> Result<()>;
+    fn row(&mut self, job: &Job, facts: &Facts, out: &mut dyn Write) -> Result<()>;
+    fn end(&mut self, out: &mut dyn Write) -> Result<()>;
+}
+
 pub fn run(args: &Args) -> Result<Outcome> {
     Sandbox::enter_for(&args.image.safety, [&args.target])?;
+    let format = if args.json { Format::Json } else { args.format };
     let target = Target::parse(&args.target)?;
     let image = target.open(&args.image)?;
     let forest = image.forest();
     let node = target.find(&image, &forest)?;
-    let kind = forest.attributes(node)?.kind;
-    let top = Row { node, name: target.name().map(OsString::into_encoded_bytes).unwrap_or_default(), kind };
-    let mut jobs: Vec<Job> = Vec::new();
-    walk::walk(&forest, top, trimmed(&target.path), &mut |step| {
-        match step {
-            Step::Enter(_, b"") | Step::Leave(..) => {}
-            Step::Enter(row, path) | Step::Node(row, path) => {
-                jobs.push(Job { row: row.clone(), path: path.to_vec(), failed: None });
-            }
-            Step::Failed(row, path, error) => match jobs.last_mut().filter(|job| job.path == path) {
-                Some(job) => job.failed = Some(error),
-                None => jobs.push(Job { row: row.clone(), path: path.to_vec(), failed: Some(error) }),
-            },
-        }
-        Ok(())
-    })?;
+    let usual = format.usual();
+    let algorithms = if args.algorithm.is_empty() { usual.as_slice() } else { &args.algorithm };
+    let one = matches!(format, Format::Tsv | Format::Bodyfile | Format::Bagit);
+    ensure!(!one || algorithms.len() == 1, "this form has room for one digest");
+    let known = [Algorithm::Md5, Algorithm::Sha1, Algorithm::Sha256];
+    let fits = format != Format::Dfxml || algorithms.iter().all(|algorithm| known.contains(algorithm));
+    ensure!(fits, "DFXML knows md5, sha1 and sha256");
+    ensure!(format != Format::Bodyfile || algorithms == [Algorithm::Md5], "a body file has MD5 alone");
+    let path = trimmed(&target.path);
+    let above = path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+    let jobs = jobs(&forest, node, &target, format)?;
+    let context = Scene { image: &image, forest: &forest, name: args.target.as_encoded_bytes(), above, algorithms };
+    let mut writer: Box<dyn Writer> = match format {
+        Format::Tsv => Box::new(tsv::Tsv::new(&context)),
+        Format::Json => Box::new(rows::Rows::new(&context)),
+        Format::Dfxml => Box::new(dfxml::Dfxml::new(&context)),
+        Format::Bodyfile => Box::new(body::Body::new(&context)),
+        Format::Bagit => Box::new(bag::Bag::new(&context)),
+    };
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    writeln!(
-        out,
-        "# imgfs {} manifest of {}",
-        env!("CARGO_PKG_VERSION"),
-        imgfs::text::printable(args.target.as_encoded_bytes())
-    )?;
-    writeln!(out, "# path\ttype\tsize\tsha256")?;
-    let mut outcome = Outcome::Complete;
-    in_order(&jobs, |job| line(&forest, job), &mut |(line, error): (Vec<u8>, Option<String>)| {
-        if let Some(error) = error {
-            outcome = Outcome::Partial;
-            eprintln!("imgfs: {error}");
-            writeln!(out, "# unreadable: {error}")?;
-        }
-        Ok(out.write_all(&line)?)
-    })?;
+    let outcome = write(&context, &jobs, writer.as_mut(), &mut out)?;
     out.flush()?;
     Ok(outcome)
 }
 
-/// Works on all jobs with every core, and takes the results in the jobs' order.
-fn in_order<J: Sync, T: Send>(
-    jobs: &[J],
-    work: impl Fn(&J) -> T + Sync,
-    take: &mut dyn FnMut(T) -> Result<()>,
-) -> Result<()> {
-    let next = AtomicUsize::new(0);
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    // Few results wait at a time, however far one worker is ahead of another.
-    let (send, receive) = mpsc::sync_channel(workers * 64);
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            let (send, next, work) = (send.clone(), &next, &work);
-            scope.spawn(move || {
-                loop {
-                    let at = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(job) = jobs.get(at) else { return };
-                    if send.send((at, work(job))).is_err() {
-                        return;
-                    }
-                }
-            });
+fn write(context: &Scene<'_>, jobs: &[Job], writer: &mut dyn Writer, out: &mut dyn Write) -> Result<Outcome> {
+    let mut outcome = Outcome::Complete;
+    let bar = progress::bar(0);
+    if !bar.is_hidden() {
+        let files = jobs.iter().filter(|job| job.row.kind == Kind::File);
+        let sizes = files.map(|job| context.forest.attributes(job.row.node).map_or(0, |attributes| attributes.size));
+        bar.set_length(sizes.sum());
+    }
+    writer.start(out)?;
+    let mut rows = jobs.iter();
+    hashing::in_order(jobs, 64, |job| facts(context, job), &mut |facts: Facts| {
+        let job = rows.next().context("more results than nodes")?;
+        bar.inc(facts.contents.as_ref().map_or(0, |(size, _)| *size));
+        if let Some(error) = &facts.error {
+            outcome = Outcome::Partial;
+            bar.suspend(|| eprintln!("imgfs: {}: {error}", printable(&job.path)));
         }
-        drop(send);
-        let mut waiting = std::collections::BTreeMap::new();
-        let mut expected = 0;
-        // The receiver is owned here, so that a failure ends the workers as well.
-        for (at, result) in receive {
-            waiting.insert(at, result);
-            while let Some(result) = waiting.remove(&expected) {
-                expected += 1;
-                take(result)?;
+        writer.row(job, &facts, out)
+    })?;
+    writer.end(out)?;
+    bar.finish_and_clear();
+    Ok(outcome)
+}
+
+fn jobs(forest: &Forest, node: NodeId, target: &Target, format: Format) -> Result<Vec<Job>> {
+    let kind = forest.attributes(node)?.kind;
+    let top = Row { node, name: target.name().map(OsString::into_encoded_bytes).unwrap_or_default(), kind };
+    let mut jobs: Vec<Job> = Vec::new();
+    let mut above = vec![node];
+    walk::walk(forest, top, trimmed(&target.path), &mut |step| {
+        let parent = above.last().copied().unwrap_or(node);
+        match step {
+            Step::Enter(row, b"") => above.push(row.node),
+            Step::Leave(..) => drop(above.pop()),
+            Step::Enter(row, path) | Step::Node(row, path) => {
+                let job = Job { row: row.clone(), path: path.to_vec(), parent, failed: None };
+                if format.takes(&job, forest) {
+                    jobs.push(job);
+                }
+                if row.kind == Kind::Directory {
+                    above.push(row.node);
+                }
             }
+            Step::Failed(row, path, error) => match jobs.last_mut().filter(|job| job.path == path) {
+                Some(job) => job.failed = Some(error),
+                None => jobs.push(Job { row: row.clone(), path: path.to_vec(), parent, failed: Some(error) }),
+            },
         }
         Ok(())
-    })
+    })?;
+    Ok(jobs)
 }
 
-/// A node's row, and what went wrong.
-fn line(forest: &Forest, job: &Job) -> (Vec<u8>, Option<String>) {
-    let result = match &job.failed {
+fn facts(context: &Scene<'_>, job: &Job) -> Facts {
+    let (forest, node) = (context.forest, job.row.node);
+    let attributes = forest.attributes(node);
+    let target = if job.row.kind == Kind::Symlink { forest.read_link(node).ok() } else { None };
+    let contents = match &job.failed {
         Some(error) => Err(anyhow::Error::new(error.clone())),
-        None => size_and_hash(forest, &job.row),
+        None => hashing::node(forest, node, job.row.kind, context.algorithms),
     };
-    let (size, hash, error) = match result {
-        Ok((size, hash)) => (size, hash, None),
-        Err(error) => (0, "!".to_owned(), Some(format!("{}: {error:#}", imgfs::text::printable(&job.path)))),
+    let (contents, error) = match contents {
+        Ok(contents) => {
+            let error = attributes.as_ref().err().map(ToString::to_string);
+            (contents.map(|found| (found.size, found.digests.iter().map(|digest| hex(digest)).collect())), error)
+        }
+        Err(error) => (None, Some(format!("{error:#}"))),
     };
-    let mut line = escaped(&job.path);
-    line.extend_from_slice(format!("\t{}\t{size}\t{hash}\n", type_name(job.row.kind)).as_bytes());
-    (line, error)
-}
-
-fn size_and_hash(forest: &Forest, row: &Row) -> Result<(u64, String)> {
-    let mut hash = Sha256::new();
-    let mut size = 0u64;
-    match row.kind {
-        Kind::File => {
-            each_piece(forest, row.node, &mut |piece| {
-                size += piece.len() as u64;
-                hash.update(piece);
-                Ok(())
-            })?;
-            let expected = forest.attributes(row.node)?.size;
-            anyhow::ensure!(size == expected, "{size} of {expected} bytes can be read");
-        }
-        Kind::Symlink => {
-            let target = forest.read_link(row.node)?;
-            size = target.len() as u64;
-            hash.update(&target);
-        }
-        _ => return Ok((0, "-".to_owned())),
-    }
-    Ok((size, hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
-}
-
-fn type_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::File => "file",
-        Kind::Directory => "dir",
-        Kind::Symlink => "link",
-        Kind::CharDevice => "char",
-        Kind::BlockDevice => "block",
-        Kind::Fifo => "fifo",
-        Kind::Socket => "sock",
-    }
-}
-
-fn escaped(path: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(path.len());
-    for &byte in path {
-        match byte {
-            b'\t' => out.extend_from_slice(b"\\t"),
-            b'\n' => out.extend_from_slice(b"\\n"),
-            b'\\' => out.extend_from_slice(b"\\\\"),
-            byte => out.push(byte),
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn results_come_in_order_whichever_worker_is_first() {
-        let jobs: Vec<u64> = (0..500).collect();
-        let mut seen = Vec::new();
-        let work = |job: &u64| {
-            std::thread::sleep(std::time::Duration::from_micros(job * 7 % 50));
-            *job
-        };
-        in_order(&jobs, work, &mut |job| {
-            let _: () = seen.push(job);
-            Ok(())
-        })
-        .unwrap();
-        assert_eq!(seen, jobs);
-    }
-
-    #[test]
-    fn a_failure_of_the_reader_ends_the_workers() {
-        let jobs: Vec<u64> = (0..100_000).collect();
-        assert!(in_order(&jobs, |job| *job, &mut |_| anyhow::bail!("full")).is_err());
-    }
+    Facts { attributes, contents, target, error }
 }

@@ -9,9 +9,10 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, mpsc};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use fuser::{Config, Session, SessionACL};
@@ -19,14 +20,16 @@ use imgfs::filesystem::{FileSystem, FileSystemWrite};
 use imgfs::forest::{Escaped, Symlinks};
 use imgfs::fuse::{Adapter, View};
 use imgfs::stack::{Image, Tree, Writing};
+use serde_json::json;
 use signal_hook::iterator::Signals;
 
 use super::keeper::{self, Keeper};
 use super::options::{self, MountOptions, SymlinkChoice, WritingArgs};
+use super::provenance::{Log, Logger};
 use super::runtime::{self, Mark, Mounts};
 use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target};
-use super::{Outcome, cp};
+use super::{Outcome, cp, document, provenance, sentence};
 
 /// Threads that answer the kernel: one slow request must not hold up the rest.
 const THREADS: usize = 8;
@@ -75,7 +78,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         // Away from the terminal and its signals. Fails only for a process that leads a group already.
         let _ = rustix::process::setsid();
     }
-    start_log(args.debug);
+    let kept = start_log(args.debug);
     let mut options = MountOptions::parse(args.image.options.iter().map(String::as_str))?;
     if let Some(size) = &args.cache_size {
         options.stack.cache_size = options::size(size).context("--cache-size")?;
@@ -83,17 +86,36 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     let target = Target::parse(&args.target)?;
     ensure!(target.path.is_empty(), "a whole image is mounted: leave out the path (-o tree=p1 shows one tree)");
-    options.stack.writing = args.writing.parse(&target.image, options.read_write)?;
+    options.stack.writing = args.writing.parse_with(&target.image, options.read_write, options.overlay.as_deref())?;
     ensure!(
         !args.commit || matches!(options.stack.writing, Some(Writing::Overlay(..))),
         "--commit needs an overlay: -o rw"
     );
+    // Before anything of the image is looked at.
+    let log = Arc::new(Log::of_writing(args.writing.log.as_deref(), options.stack.writing.as_ref())?);
+    let result = mount(args, &target, options, &log, &kept);
+    if let Err(error) = &result
+        && log.made().is_none()
+    {
+        log.event("failed", json!({ "image": provenance::identity(&target.image), "error": sentence(error) }));
+    }
+    result
+}
+
+fn mount(
+    args: &Args,
+    target: &Target,
+    mut options: MountOptions,
+    log: &Arc<Log>,
+    kept: &OnceLock<Arc<Log>>,
+) -> Result<Outcome> {
     let mountpoint = args.mountpoint.canonicalize().with_context(|| explain_missing(&args.mountpoint))?;
     let (new_overlay, scratch) = prepare_writing(options.stack.writing.as_mut())?;
     let keeper = Arc::new(Keeper::start(&keeper::Args {
         allow_other: options.allow_other,
         pid_file: args.pid_file.as_ref().map(std::path::absolute).transpose()?,
         new_overlay,
+        new_log: log.made(),
         scratch,
         image: target.image.clone(),
         mountpoint: mountpoint.clone(),
@@ -110,7 +132,15 @@ pub fn run(args: &Args) -> Result<Outcome> {
         eprintln!("imgfs: changes go to {}", path.display());
     }
     let tree = tree(&image, &options, &mountpoint)?;
-    serve(tree, &options, &mountpoint, &keeper, host, move || {
+    let mut opened = provenance::opened(&image, &target.image, options.stack.writing.as_ref());
+    document::name(&mut opened, "mountpoint", mountpoint.as_os_str().as_encoded_bytes());
+    let attached = || {
+        log.event("mount", opened);
+        // Set only here, so that it cannot be set already.
+        let _ = kept.set(log.clone());
+    };
+    let (finish_log, path, commit) = (log.clone(), target.image.clone(), args.commit);
+    serve(tree, &options, &mountpoint, (&keeper, host), attached, move || {
         let statistics = image.cached.statistics();
         log::debug!(
             "sector cache: {} hits, {} misses, {} bytes kept",
@@ -119,12 +149,18 @@ pub fn run(args: &Args) -> Result<Outcome> {
             statistics.weight
         );
         let expected = image.overlay.is_some();
-        match image.into_overlay() {
-            Some(overlay) if args.commit => Ok(overlay.commit_in_place(&mut |_, _| ())?),
+        let result = match image.into_overlay() {
+            Some(overlay) if commit => Ok(overlay.commit_in_place(&mut |_, _| ())?),
             Some(overlay) => Ok(overlay.close()?),
-            None if expected => bail!("the overlay is still in use; what was written is in it"),
+            None if expected => Err(anyhow::anyhow!("the overlay is still in use; what was written is in it")),
             None => Ok(()),
+        };
+        if commit {
+            let about = json!({ "image": provenance::identity(&path), "in_place": true });
+            finish_log.outcome("commit", about, &result);
         }
+        finish_log.outcome("unmount", json!({ "image": provenance::identity(&path) }), &result);
+        result
     })?;
     Ok(Outcome::Complete)
 }
@@ -220,10 +256,10 @@ fn start_daemon() -> Result<Outcome> {
     std::process::exit(status.code().filter(|code| *code != 0).unwrap_or(1))
 }
 
-fn start_log(debug: bool) {
+fn start_log(debug: bool) -> Arc<OnceLock<Arc<Log>>> {
     let level = if debug { "debug" } else { "warn" };
     let filter = env_logger::Env::new().filter_or("IMGFS_LOG", level);
-    env_logger::Builder::from_env(filter).format_timestamp(None).format_target(false).init();
+    Logger::start(env_logger::Builder::from_env(filter).format_timestamp(None).format_target(false).build())
 }
 
 /// Says what has no tree, and why; the rest mounts.
@@ -279,8 +315,8 @@ fn serve(
     tree: Arc<dyn FileSystem>,
     options: &MountOptions,
     mountpoint: &Path,
-    keeper: &Arc<Keeper>,
-    host: Host,
+    (keeper, host): (&Arc<Keeper>, Host),
+    attached: impl FnOnce(),
     finish: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let root = rustix::process::geteuid().is_root();
@@ -292,12 +328,17 @@ fn serve(
         fmask: options.fmask,
         dmask: options.dmask,
         default_mask: cp::umask(),
+        mode: options.mode,
+        dmode: options.dmode,
+        hashes: options.hashes,
     };
     let writable = tree.writer().is_some();
     let write_back = writable.then(|| WriteBack::start(tree.clone()));
     let adapter = Adapter::new(tree.clone(), view, root);
     let notifier = adapter.notifier();
+    let requests = adapter.requests();
     let connection = keeper.attach(!writable).map_err(|error| explain_refused(error, mountpoint))?;
+    attached();
     let config = config(options);
     let session = Session::from_fd(adapter, connection, config.acl, config).inspect_err(|_| {
         // Nothing answers there: an empty mount would only be in the way.
@@ -305,6 +346,14 @@ fn serve(
     })?;
     // Set only here, so that it cannot be set already.
     let _ = notifier.set(session.notifier());
+    if let Some(timeout) = options.timeout {
+        let keeper = keeper.clone();
+        std::thread::spawn(move || unmount_when_idle(&keeper, timeout, &requests));
+    }
+    let overlay = match &options.stack.writing {
+        Some(Writing::Overlay(path, _)) => Some(path.clone()),
+        _ => None,
+    };
     let Host { image, mounts, null, mut signals } = host;
     let on_signal = keeper.clone();
     std::thread::spawn(move || {
@@ -316,7 +365,7 @@ fn serve(
     });
     let (point, on_ready) = (mountpoint.to_owned(), keeper.clone());
     let ready = std::thread::spawn(move || {
-        let mark = serde_json::json!({ "pid": std::process::id(), "image": image, "mountpoint": point });
+        let mark = json!({ "pid": std::process::id(), "image": image, "mountpoint": point, "overlay": overlay });
         announce(&point, &mounts, &format!("{mark}\n"), &on_ready, root, null).inspect_err(|_| {
             // Nobody was told of the mount: it goes, and the session ends with it.
             let _ = on_ready.detach();
@@ -340,6 +389,26 @@ fn serve(
     }
     // The mark is kept to the very end: `umount` waits for it.
     finished
+}
+
+/// Unmounts once nothing was asked for so long. What is open, or somebody's working directory, keeps
+/// the mount: the kernel refuses then, and the time starts anew.
+fn unmount_when_idle(keeper: &Keeper, timeout: Duration, requests: &AtomicU64) {
+    let mut seen = requests.load(Ordering::Relaxed);
+    let mut since = Instant::now();
+    loop {
+        std::thread::sleep((timeout / 4).clamp(Duration::from_millis(100), Duration::from_secs(10)));
+        let now = requests.load(Ordering::Relaxed);
+        if now != seen {
+            (seen, since) = (now, Instant::now());
+        } else if since.elapsed() >= timeout {
+            match keeper.unmount() {
+                Ok(()) => return,
+                Err(error) => log::debug!("{error}"),
+            }
+            since = Instant::now();
+        }
+    }
 }
 
 /// Flushes now and then, so that a crash costs little of what nobody asked to be stable.

@@ -2,11 +2,13 @@
 //! spell them.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use imgfs::device::overlay::{self, Overlay};
 use imgfs::stack::{self, Writing};
 
+use super::provenance::Log;
 use super::sandbox::{SafetyArgs, Sandbox};
 
 /// Everything that `-o` can say.
@@ -30,6 +32,16 @@ pub struct MountOptions {
     pub read_write: bool,
     /// `tree` or `tree=p1`: this tree at the mount point itself.
     pub tree: Option<Option<String>>,
+    /// `overlay=FILE`: where the changes go.
+    pub overlay: Option<PathBuf>,
+    /// `timeout=`: how long nobody has to ask for anything until it unmounts.
+    pub timeout: Option<Duration>,
+    /// Permissions of files that have none on the medium.
+    pub mode: Option<u16>,
+    /// As `mode`, for directories.
+    pub dmode: Option<u16>,
+    /// `hashes`: `user.hash.sha256` of every file, calculated when it is asked for.
+    pub hashes: bool,
     /// `symlinks=`: what becomes of symbolic links.
     pub symlinks: Option<SymlinkChoice>,
 }
@@ -60,11 +72,19 @@ pub struct WritingArgs {
     /// Take a base that has changed since the overlay was made, or is another one
     #[arg(long)]
     pub force_base: bool,
+    /// Append what was done to this file, JSON lines (an overlay has OVERLAY.log.jsonl by itself)
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
 }
 
 impl WritingArgs {
     /// What the flags and `-o rw` ask for; `None` when nothing is to be written.
     pub fn parse(&self, image: &Path, read_write: bool) -> Result<Option<Writing>> {
+        self.parse_with(image, read_write, None)
+    }
+
+    /// As [`WritingArgs::parse`]; `named` is the file of `-o overlay=`.
+    pub fn parse_with(&self, image: &Path, read_write: bool, named: Option<&Path>) -> Result<Option<Writing>> {
         let max_size = self.overlay_max.as_deref().map(size).transpose().context("--overlay-max")?;
         let options = overlay::Options { max_size, force: self.force_base, read_only: false };
         if self.snapshot {
@@ -73,7 +93,7 @@ impl WritingArgs {
         if self.overlay.is_none() && !read_write {
             return Ok(None);
         }
-        let path = self.overlay.clone().unwrap_or_else(|| beside(image));
+        let path = self.overlay.clone().or_else(|| named.map(Path::to_owned)).unwrap_or_else(|| beside(image));
         Ok(Some(Writing::Overlay(std::path::absolute(path)?, options)))
     }
 }
@@ -91,6 +111,9 @@ pub struct OverlayArgs {
     pub force_base: bool,
     #[command(flatten)]
     pub safety: SafetyArgs,
+    /// Append what was done to this file, JSON lines (default: OVERLAY.log.jsonl)
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
 }
 
 impl OverlayArgs {
@@ -126,6 +149,11 @@ impl OverlayArgs {
         overlay::Options { force: self.force_base, read_only, ..overlay::Options::default() }
     }
 
+    /// Its log.
+    pub fn log(&self) -> Result<Log> {
+        Log::open(self.log.as_deref(), Some(&self.overlay))
+    }
+
     /// Opens it.
     pub fn open(&self, read_only: bool) -> Result<Overlay> {
         let opened = stack::open_overlay(&self.overlay, self.base.as_deref(), self.options(read_only));
@@ -158,12 +186,17 @@ const fn known(name: &'static str, value: &'static str, help: &'static str) -> K
 pub const KNOWN: &[Known] = &[
     known("ro", "", "read-only (the default)"),
     known("rw", "", "read and write: changes go to an overlay, never into the image"),
+    known("overlay", "[FILE]", "as rw, and where the changes go (for fstab; mount(8) says rw by itself)"),
+    known("timeout", "SECONDS", "unmount when nobody has asked for anything so long, and nothing is open"),
     known("tree", "[pN]", "one tree at the mount point itself: the main one, or the named one"),
     known(
         "symlinks",
         "asis|rewrite|hide",
         "absolute links: as on the medium (the default with tree), or made to stay inside their tree; or no links at all",
     ),
+    known("mode", "OCTAL", "permissions of files on a medium that has none (ISO 9660, FAT); dmode= of directories"),
+    known("dmode", "OCTAL", ""),
+    known("iocharset", "utf8", ""),
     known("owners", "", "the disk's owners and permissions (the default for root)"),
     known("noowners", "", "everything belongs to the caller and is readable (the default for others)"),
     known("uid", "N", "owner of all files"),
@@ -172,6 +205,7 @@ pub const KNOWN: &[Known] = &[
     known("fmask", "OCTAL", "the same, from files only"),
     known("dmask", "OCTAL", "the same, from directories only"),
     known("allow_other", "", "let other users look as well"),
+    known("hashes", "", "each file's SHA-256 as the attribute user.hash.sha256, calculated when it is read"),
     known("offset", "SIZE", "first byte of the image that counts (also start=, IMAGE@@SIZE)"),
     known("start", "SIZE", ""),
     known("sizelimit", "SIZE", "number of bytes that count (also length=)"),
@@ -253,6 +287,17 @@ impl MountOptions {
         match name {
             "ro" => self.read_write = false,
             "rw" => self.read_write = true,
+            "overlay" => {
+                self.read_write = true;
+                self.overlay = value.map(PathBuf::from);
+            }
+            "timeout" => {
+                self.timeout = Some(number::<u64>(text)?).filter(|&seconds| seconds > 0).map(Duration::from_secs)
+            }
+            "iocharset" if matches!(text, "utf8" | "utf-8" | "UTF-8") => {}
+            "iocharset" => bail!("names are always shown in UTF-8; codepage= says what a FAT has on the disk"),
+            "mode" => self.mode = Some(octal(text)?),
+            "dmode" => self.dmode = Some(octal(text)?),
             "tree" => self.tree = Some(value.map(str::to_owned)),
             "symlinks" => self.symlinks = Some(symlinks(text)?),
             "owners" => self.owners = Some(true),
@@ -263,6 +308,7 @@ impl MountOptions {
             "fmask" => self.fmask = Some(octal(text)?),
             "dmask" => self.dmask = Some(octal(text)?),
             "allow_other" => self.allow_other = true,
+            "hashes" => self.hashes = true,
             "offset" | "start" => self.stack.offset = size(text)?,
             "sizelimit" | "length" => self.stack.size_limit = Some(size(text)?),
             "format" => self.stack.container.format = Some(text.to_owned()),
@@ -289,6 +335,12 @@ impl MountOptions {
     }
 }
 
+/// Whether a word of `-o` means anything here, or is known to mean nothing.
+pub fn is_known(word: &str) -> bool {
+    let name = word.split('=').next().unwrap_or_default();
+    IGNORED.contains(&name) || name.starts_with("x-") || KNOWN.iter().any(|known| known.name == name)
+}
+
 /// Refuses a word by name, with the nearest known one.
 fn unknown(name: &str) -> anyhow::Error {
     match name {
@@ -296,6 +348,9 @@ fn unknown(name: &str) -> anyhow::Error {
             return anyhow::anyhow!(
                 "refused: device files and set-user-id programs of an image never work through imgfs"
             );
+        }
+        "showexec" | "map" | "quiet" | "check" | "conv" | "fat" | "shortname" | "errors" | "data" | "barrier" => {
+            return anyhow::anyhow!("a word of the kernel's own drivers that imgfs does not have; leave it out");
         }
         _ => {}
     }
@@ -385,7 +440,7 @@ mod tests {
             let value = match known.value {
                 "" => String::new(),
                 "OCTAL" => "=022".to_owned(),
-                "UTC" | "zero" => format!("={}", known.value),
+                "UTC" | "zero" | "utf8" => format!("={}", known.value),
                 words if words.contains('|') => format!("={}", words.split('|').next().unwrap()),
                 _ => "=1".to_owned(),
             };

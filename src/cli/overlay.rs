@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use imgfs::device::overlay::{self, Binding, Hash, Info};
+use imgfs::digest::hex;
 use imgfs::text::printable;
 use serde_json::json;
 
-use super::Outcome;
 use super::sandbox::{SafetyArgs, Sandbox};
+use super::{Outcome, document};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -23,7 +24,7 @@ enum Command {
     Info {
         #[command(flatten)]
         safety: SafetyArgs,
-        /// Facts for a program: one object, shape "imgfs-overlay-1"
+        /// Facts for a program: one object, shape "imgfs-overlay"
         #[arg(long)]
         json: bool,
         /// The overlay
@@ -33,6 +34,9 @@ enum Command {
     Check {
         #[command(flatten)]
         safety: SafetyArgs,
+        /// One object, shape "imgfs-overlay-check"
+        #[arg(long)]
+        json: bool,
         /// The overlay
         overlay: PathBuf,
     },
@@ -44,9 +48,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
             confine(safety, overlay)?;
             info(&overlay::info(overlay)?, *json)
         }
-        Command::Check { safety, overlay } => {
+        Command::Check { safety, json, overlay } => {
             confine(safety, overlay)?;
-            check(&overlay::check(overlay)?)
+            check(&overlay::check(overlay)?, *json)
         }
     }
 }
@@ -61,17 +65,17 @@ fn info(info: &Info, as_json: bool) -> Result<Outcome> {
     let mut out = std::io::stdout().lock();
     let changed = info.data_clusters.saturating_add(info.zero_clusters).saturating_mul(info.cluster_size);
     if as_json {
-        let value = json!({
-            "shape": "imgfs-overlay-1",
+        let mut value = json!({
             "disk_size": info.disk_size,
             "cluster_size": info.cluster_size,
             "file_size": info.file_size,
             "changed_bytes": changed,
-            "base": info.base.path,
             "base_format": info.base.qemu_format,
             "binding": info.base.binding.as_ref().map(describe),
         });
-        writeln!(out, "{value:#}")?;
+        document::name(&mut value, "base", info.base.path.as_os_str().as_encoded_bytes());
+        drop(out);
+        document::write("imgfs-overlay", value)?;
         return Ok(Outcome::Complete);
     }
     writeln!(out, "disk of {} bytes, clusters of {} bytes", info.disk_size, info.cluster_size)?;
@@ -117,10 +121,22 @@ fn time(seconds: i64) -> String {
 }
 
 fn hexadecimal(hash: &Hash) -> String {
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(hash)
 }
 
-fn check(report: &overlay::Report) -> Result<Outcome> {
+fn check(report: &overlay::Report, as_json: bool) -> Result<Outcome> {
+    let outcome = if report.error_count > 0 { Outcome::Partial } else { Outcome::Complete };
+    if as_json {
+        let value = json!({
+            "errors": report.errors,
+            "error_count": report.error_count,
+            "leaked_clusters": report.leaks,
+            "data_clusters": report.data_clusters,
+            "zero_clusters": report.zero_clusters,
+        });
+        document::write("imgfs-overlay-check", value)?;
+        return Ok(outcome);
+    }
     let mut out = std::io::stdout().lock();
     for error in &report.errors {
         writeln!(out, "error: {error}")?;
@@ -131,5 +147,5 @@ fn check(report: &overlay::Report) -> Result<Outcome> {
         "{} errors, {} clusters leaked; {data} clusters of data, {zero} of zeros",
         report.error_count, report.leaks
     )?;
-    Ok(if report.error_count > 0 { Outcome::Partial } else { Outcome::Complete })
+    Ok(outcome)
 }

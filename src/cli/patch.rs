@@ -7,10 +7,12 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use imgfs::device::overlay::apply_patch;
 use imgfs::stack::{Image, Options, Writing};
+use serde_json::json;
 
-use super::Outcome;
 use super::options::{OverlayArgs, WritingArgs};
+use super::provenance::Log;
 use super::sandbox::{SafetyArgs, Sandbox};
+use super::{Outcome, provenance};
 
 /// The words of `imgfs export`.
 #[derive(clap::Args)]
@@ -23,7 +25,19 @@ pub struct ExportArgs {
 }
 
 pub fn export(args: &ExportArgs) -> Result<Outcome> {
+    let log = args.overlay.log()?;
     args.overlay.confine(Some(&args.patch))?;
+    let result = write_patch(args);
+    let about = json!({
+        "overlay": provenance::identity(&args.overlay.overlay),
+        "forced_base": args.overlay.force_base,
+        "patch": provenance::identity(&args.patch),
+    });
+    log.outcome("export", about, &result);
+    result
+}
+
+fn write_patch(args: &ExportArgs) -> Result<Outcome> {
     let overlay = args.overlay.open(true)?;
     let name = || args.patch.display().to_string();
     let mut out = BufWriter::new(File::create_new(&args.patch).with_context(name)?);
@@ -56,6 +70,21 @@ pub struct ApplyArgs {
 pub fn apply(args: &ApplyArgs) -> Result<Outcome> {
     let file = File::open(&args.patch).with_context(|| args.patch.display().to_string())?;
     let writing = args.writing.parse(&args.image, true)?;
+    let log = Log::of_writing(args.writing.log.as_deref(), writing.as_ref())?;
+    let result = apply_to(args, file, writing.clone());
+    let about = json!({
+        "image": provenance::identity(&args.image),
+        "patch": provenance::identity(&args.patch),
+        "forced_base": args.writing.force_base,
+    });
+    log.outcome("apply", about, &result);
+    if result.is_err() {
+        log.forget(writing.as_ref());
+    }
+    result
+}
+
+fn apply_to(args: &ApplyArgs, file: File, writing: Option<Writing>) -> Result<Outcome> {
     let fresh = match &writing {
         Some(Writing::Overlay(path, _)) if !path.exists() => Some(path.clone()),
         _ => None,

@@ -1,9 +1,11 @@
 //! What is mounted: a small file a mount, in the user's runtime folder, locked by its daemon for as
 //! long as that lives.
 
+use std::ffi::OsString;
 use std::fs::{File, Permissions};
 use std::io::{Read, Seek, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -24,6 +26,21 @@ pub struct Mounted {
     pub device: String,
     /// Kind of file system, as mounted.
     pub kind: String,
+    /// Where.
+    pub mountpoint: PathBuf,
+    /// What: of ours, the image.
+    pub source: PathBuf,
+    /// Whether it can be written to.
+    pub writable: bool,
+    /// Who mounted it.
+    pub uid: Option<u32>,
+}
+
+impl Mounted {
+    /// Whether it is one of ours.
+    pub fn is_ours(&self) -> bool {
+        self.kind == "fuse.imgfs"
+    }
 }
 
 /// The kernel's list of mounts, to be read at any later time.
@@ -35,29 +52,43 @@ impl Mounts {
         Ok(Self(File::open(MOUNTS).context(MOUNTS)?))
     }
 
-    /// What the kernel has at a mount point; `None` when nothing is mounted there. Works for a mount
-    /// whose daemon is gone, which cannot be looked at otherwise.
-    pub fn at(&self, mountpoint: &Path) -> Result<Option<Mounted>> {
+    /// All mounts that this process sees, in the order in which they were made. Works for a mount whose
+    /// daemon is gone, which cannot be looked at otherwise.
+    pub fn all(&self) -> Result<Vec<Mounted>> {
         let (mut list, mut text) = (&self.0, Vec::new());
         list.rewind().and_then(|()| list.read_to_end(&mut text)).context(MOUNTS)?;
-        let wanted = octal_escaped(mountpoint);
-        let mut found = None;
-        for line in text.split(|&byte| byte == b'\n') {
-            let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
-            let separator = fields.iter().position(|field| *field == b"-");
-            let (Some(device), Some(point), Some(kind)) =
-                (fields.get(2), fields.get(4), separator.and_then(|at| fields.get(at + 1)))
-            else {
-                continue;
-            };
-            if *point == wanted.as_slice() {
-                // The last one lies on top.
-                let device = String::from_utf8_lossy(device).replace(':', "-");
-                found = Some(Mounted { device, kind: String::from_utf8_lossy(kind).into_owned() });
-            }
-        }
-        Ok(found)
+        Ok(text.split(|&byte| byte == b'\n').filter_map(parse).collect())
     }
+
+    /// What the kernel has at a mount point; `None` when nothing is mounted there. The last mount lies
+    /// on top.
+    pub fn at(&self, mountpoint: &Path) -> Result<Option<Mounted>> {
+        Ok(self.all()?.into_iter().rfind(|mounted| mounted.mountpoint == mountpoint))
+    }
+}
+
+/// As [`Mounts::all`], at once.
+pub fn mounts() -> Result<Vec<Mounted>> {
+    Mounts::open()?.all()
+}
+
+/// proc(5): `36 35 98:0 /root /mnt rw,noatime shared:1 - ext3 /dev/root rw,errors=continue`.
+fn parse(line: &[u8]) -> Option<Mounted> {
+    let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
+    let separator = fields.iter().position(|field| *field == b"-")?;
+    let (device, point, options) = (fields.get(2)?, fields.get(4)?, fields.get(5)?);
+    let (kind, source) = (fields.get(separator + 1)?, fields.get(separator + 2)?);
+    let whole = fields.get(separator + 3).copied().unwrap_or_default();
+    let words = |options: &[u8]| String::from_utf8_lossy(options).split(',').map(str::to_owned).collect::<Vec<_>>();
+    let uid = words(whole).iter().find_map(|word| word.strip_prefix("user_id=")?.parse().ok());
+    Some(Mounted {
+        device: String::from_utf8_lossy(device).replace(':', "-"),
+        kind: String::from_utf8_lossy(kind).into_owned(),
+        mountpoint: OsString::from_vec(unescaped(point)).into(),
+        source: OsString::from_vec(unescaped(source)).into(),
+        writable: [words(options), words(whole)].iter().all(|words| words.iter().any(|word| word == "rw")),
+        uid,
+    })
 }
 
 /// As [`Mounts::at`], at once.
@@ -65,13 +96,21 @@ pub fn mounted_at(mountpoint: &Path) -> Result<Option<Mounted>> {
     Mounts::open()?.at(mountpoint)
 }
 
-/// As the kernel writes a path there: space, tab, newline and backslash in octal.
-fn octal_escaped(path: &Path) -> Vec<u8> {
-    let mut out = Vec::new();
-    for &byte in path.as_os_str().as_encoded_bytes() {
-        match byte {
-            b' ' | b'\t' | b'\n' | b'\\' => out.extend_from_slice(format!("\\{byte:03o}").as_bytes()),
-            byte => out.push(byte),
+/// A path as the kernel writes it there: space, tab, newline and backslash are in octal.
+fn unescaped(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, later)) = rest.split_first() {
+        let digits = rest.get(1..4).filter(|_| first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                rest = rest.get(4..).unwrap_or_default();
+            }
+            None => {
+                out.push(first);
+                rest = later;
+            }
         }
     }
     out
@@ -137,6 +176,13 @@ impl Drop for Mark {
     }
 }
 
+/// What the daemon of a mount says about itself; `None` where it is gone, or another user's.
+pub fn said(mounted: &Mounted) -> Option<serde_json::Value> {
+    let mark = File::open(folder().ok()?.join(&mounted.device)).ok()?;
+    let lives = rustix::fs::flock(&mark, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK);
+    if lives { serde_json::from_reader(mark).ok() } else { None }
+}
+
 /// A handle on a daemon, to be taken before unmounting: afterwards its mark may be gone.
 #[derive(Default)]
 pub struct Waiter {
@@ -178,4 +224,22 @@ fn process(mark: &File) -> Option<OwnedFd> {
     let mark: serde_json::Value = serde_json::from_reader(mark).ok()?;
     let number = i32::try_from(mark.get("pid")?.as_i64()?).ok()?;
     rustix::process::pidfd_open(Pid::from_raw(number)?, PidfdFlags::empty()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_is_read_from_its_line() {
+        let line = b"151 29 0:54 / /mnt/a\\040b rw,nosuid,nodev shared:9 - fuse.imgfs /home/a\\134.img ro,user_id=1000,group_id=3";
+        let found = parse(line).unwrap();
+        assert!(found.is_ours() && !found.writable);
+        assert_eq!((found.device.as_str(), found.uid), ("0-54", Some(1000)));
+        assert_eq!(
+            (found.mountpoint.as_path(), found.source.as_path()),
+            (Path::new("/mnt/a b"), Path::new("/home/a\\.img"))
+        );
+        assert!(parse(b"").is_none());
+    }
 }

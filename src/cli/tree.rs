@@ -4,14 +4,14 @@ use std::ffi::OsString;
 use std::io::Write;
 
 use anyhow::Result;
-use imgfs::filesystem::{FileSystem, Kind};
+use imgfs::filesystem::{FileSystem, Kind, NodeId};
 use imgfs::forest::Forest;
+use serde_json::{Value, json};
 
-use super::Outcome;
-use super::ls::shown;
+use super::ls::{entry, shown};
 use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target};
-use super::walk;
+use super::{Outcome, document, walk};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -20,6 +20,9 @@ pub struct Args {
     /// At most this many levels
     #[arg(short = 'L', value_name = "LEVELS", default_value_t = 256)]
     levels: usize,
+    /// One object, shape "imgfs-tree"
+    #[arg(long)]
+    json: bool,
     /// IMAGE, or IMAGE:/path as in the mount
     #[arg(value_name = "IMAGE[:/PATH]")]
     target: OsString,
@@ -31,6 +34,13 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let image = target.open(&args.image)?;
     let forest = image.forest();
     let node = target.find(&image, &forest)?;
+    if args.json {
+        let mut outcome = Outcome::Complete;
+        let mut value = json!({ "entries": entries(&forest, &mut vec![node], args.levels, &mut outcome) });
+        document::name(&mut value, "target", args.target.as_encoded_bytes());
+        document::write("imgfs-tree", value)?;
+        return Ok(outcome);
+    }
     let mut out = std::io::stdout().lock();
     out.write_all(&shown(args.target.as_encoded_bytes()))?;
     writeln!(out)?;
@@ -39,6 +49,31 @@ pub fn run(args: &Args) -> Result<Outcome> {
     drawing.below(&mut vec![node], "", &mut out)?;
     writeln!(out, "\n{} directories, {} files", drawing.directories, drawing.files)?;
     Ok(drawing.outcome)
+}
+
+/// The rows of the last of `above`, directories with their own `entries`.
+fn entries(forest: &Forest, above: &mut Vec<NodeId>, levels: usize, outcome: &mut Outcome) -> Vec<Value> {
+    let Some(dir) = above.last().copied() else { return Vec::new() };
+    let (rows, failed) = walk::rows(forest, dir);
+    let mut found = Vec::new();
+    for row in &rows {
+        let mut value = entry(forest, row, &row.name);
+        let within = above.contains(&row.node);
+        if row.kind == Kind::Directory && !within && above.len() < levels {
+            above.push(row.node);
+            document::merge(&mut value, json!({ "entries": entries(forest, above, levels, outcome) }));
+            above.pop();
+        } else if within {
+            document::merge(&mut value, json!({ "error": "a directory that contains itself" }));
+            *outcome = Outcome::Partial;
+        }
+        found.push(value);
+    }
+    if let Some(error) = failed {
+        found.push(json!({ "error": error.to_string() }));
+        *outcome = Outcome::Partial;
+    }
+    found
 }
 
 struct Drawing<'a> {
@@ -51,7 +86,7 @@ struct Drawing<'a> {
 
 impl Drawing<'_> {
     /// `above` are the directories from the top to the one that is drawn: as deep as `levels` allows.
-    fn below(&mut self, above: &mut Vec<imgfs::filesystem::NodeId>, indent: &str, out: &mut dyn Write) -> Result<()> {
+    fn below(&mut self, above: &mut Vec<NodeId>, indent: &str, out: &mut dyn Write) -> Result<()> {
         let Some(dir) = above.last().copied() else { return Ok(()) };
         let (rows, failed) = walk::rows(self.forest, dir);
         let last = rows.len();

@@ -20,5 +20,7 @@ mod overlay;
 mod partclone;
 mod program;
 mod rw_mount;
+mod trust;
+mod trust_log;
 mod verbs;
 mod volumes;

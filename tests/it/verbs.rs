@@ -273,7 +273,7 @@ fn diff_names_the_sectors_and_the_files_that_differ() {
         .collect();
     assert_eq!(listing.lines().map(str::to_owned).collect::<BTreeSet<_>>(), expected);
     let value: Value = serde_json::from_str(&ok(&["diff", "--json", overlay_name])).unwrap();
-    assert_eq!(value["shape"], "imgfs-diff-1");
+    assert_eq!(value["shape"], "imgfs-diff");
     for (change, path, to) in rows {
         let row = match to {
             None => json!({ "change": change, "path": path }),
@@ -381,7 +381,7 @@ fn an_overlay_is_described_and_checked() {
     let overlay = overlay_of(&image);
     ok(&["mkdir", &format!("{}:/files/x", image.display())]);
     let value: Value = serde_json::from_str(&ok(&["overlay", "info", "--json", text(&overlay)])).unwrap();
-    assert_eq!((&value["shape"], &value["disk_size"]), (&json!("imgfs-overlay-1"), &json!(1_474_560)));
+    assert_eq!((&value["shape"], &value["disk_size"]), (&json!("imgfs-overlay"), &json!(1_474_560)));
     assert_eq!((&value["base_format"], &value["binding"]["format"]), (&json!("raw"), &json!("raw")));
     assert_eq!(value["binding"]["file_size"], 1_474_560);
     let qemu: Value =

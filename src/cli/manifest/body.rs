@@ -1,0 +1,87 @@
+//! The body file of the Sleuth Kit 3 and later, as `fls -m` writes it:
+//!
+//! ```text
+//!   MD5|name|inode|mode|UID|GID|size|atime|mtime|ctime|crtime
+//! ```
+//!
+//! Times are whole seconds since 1970, 0 where there is none. The name of a link ends in ` -> target`.
+//! A `|` in a name would end the field: it is `%7C`.
+
+use std::io::Write;
+
+use anyhow::Result;
+use imgfs::filesystem::{Attributes, Kind, Timestamp};
+use imgfs::text::printable;
+
+use super::{Facts, Job, Scene, Writer};
+use crate::cli::ls;
+
+pub(super) struct Body<'a> {
+    scene: &'a Scene<'a>,
+}
+
+impl<'a> Body<'a> {
+    pub(super) fn new(scene: &'a Scene<'a>) -> Self {
+        Self { scene }
+    }
+}
+
+impl Writer for Body<'_> {
+    fn start(&mut self, _out: &mut dyn Write) -> Result<()> {
+        Ok(())
+    }
+
+    fn row(&mut self, job: &Job, facts: &Facts, out: &mut dyn Write) -> Result<()> {
+        let Ok(attributes) = &facts.attributes else { return Ok(()) };
+        let has_digest = job.row.kind == Kind::File;
+        let digest = facts.contents.iter().filter(|_| has_digest).find_map(|(_, digests)| digests.first());
+        let time = |time: Option<Timestamp>| time.map_or(0, |time| time.seconds);
+        let field = |bytes: &[u8]| printable(bytes).replace('|', "%7C");
+        let target = facts.target.as_ref().map_or(String::new(), |target| format!(" -> {}", field(target)));
+        writeln!(
+            out,
+            "{}|/{}{target}|{}|{}|{}|{}|{}|{}|{}|{}|{}",
+            digest.map_or("0", String::as_str),
+            field(&job.path),
+            self.scene.forest.own_number(job.row.node),
+            mode(attributes),
+            attributes.uid.unwrap_or(0),
+            attributes.gid.unwrap_or(0),
+            attributes.size,
+            time(attributes.accessed),
+            time(attributes.modified),
+            time(attributes.changed),
+            time(attributes.created),
+        )?;
+        Ok(())
+    }
+
+    fn end(&mut self, _out: &mut dyn Write) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// `r/rrwxr-xr-x`: the kind by name, the kind by inode, the permissions. What has none is `rwxrwxrwx`,
+/// or `r-xr-xr-x` when it is marked read-only.
+fn mode(attributes: &Attributes) -> String {
+    let letter = letter(attributes.kind);
+    let permissions = match attributes.mode {
+        None if attributes.read_only => "r-xr-xr-x".to_owned(),
+        None => "rwxrwxrwx".to_owned(),
+        Some(_) => ls::permissions(attributes),
+    };
+    format!("{letter}/{letter}{permissions}")
+}
+
+/// The letter of the Sleuth Kit for a kind of node; of DFXML as well.
+pub(super) fn letter(kind: Kind) -> char {
+    match kind {
+        Kind::File => 'r',
+        Kind::Directory => 'd',
+        Kind::Symlink => 'l',
+        Kind::CharDevice => 'c',
+        Kind::BlockDevice => 'b',
+        Kind::Fifo => 'p',
+        Kind::Socket => 's',
+    }
+}

@@ -1,0 +1,247 @@
+//! Digital Forensics XML 1.1 as fiwalk writes it, for its consumers: a `volume` for each tree, a
+//! `fileobject` for each node, in the order of elements that the schema fixes. Only what is allocated
+//! is listed, and it says so.
+//!
+//! Times are UTC with as many digits as the medium has; `prec` is there where that is coarser than a
+//! second. `fs_offset` counts from the volume's first byte, `img_offset` from the disk's.
+
+use std::io::Write;
+
+use anyhow::Result;
+use imgfs::filesystem::{Attributes, FileSystem, Kind, Timestamp};
+use imgfs::stack::{Part, Tree};
+
+use super::body::letter;
+use super::{Facts, Job, Scene, Writer};
+
+/// Runs of one file that are listed; a file in more pieces ends with a comment.
+const MAX_RUNS: u32 = 1_000_000;
+
+pub(super) struct Dfxml<'a> {
+    scene: &'a Scene<'a>,
+    /// The volume whose element is open.
+    volume: Option<&'a Part>,
+    volumes: u32,
+    id: u64,
+}
+
+impl<'a> Dfxml<'a> {
+    pub(super) fn new(scene: &'a Scene<'a>) -> Self {
+        Self { scene, volume: None, volumes: 0, id: 0 }
+    }
+
+    /// Opens the element of the volume that a path is in, and closes the one before.
+    fn enter(&mut self, path: &[u8], out: &mut dyn Write) -> Result<()> {
+        let name = path.split(|&byte| byte == b'/').next().unwrap_or_default();
+        if self.volume.is_some_and(|part| part.name.as_bytes() == name) {
+            return Ok(());
+        }
+        self.leave(out)?;
+        let Some(part) = self.scene.image.parts.iter().find(|part| part.name.as_bytes() == name) else {
+            return Ok(());
+        };
+        self.volume = Some(part);
+        self.volumes += 1;
+        writeln!(out, "  <volume offset='{}'>", part.offset)?;
+        if part.offset > 0 {
+            writeln!(out, "    <partition_offset>{}</partition_offset>", part.offset)?;
+        }
+        writeln!(out, "    <sector_size>{}</sector_size>", part.device.sector_size())?;
+        if let Tree::Open { format, summary, .. } = &part.tree {
+            writeln!(out, "    <block_size>{}</block_size>", summary.block_size.max(1))?;
+            if let Some((number, name)) = file_system(format, &summary.variant) {
+                writeln!(out, "    <ftype>{number}</ftype>")?;
+                writeln!(out, "    <ftype_str>{name}</ftype_str>")?;
+            } else {
+                writeln!(out, "    <ftype_str>{}</ftype_str>", text(summary.variant.as_bytes()))?;
+            }
+        }
+        Ok(writeln!(out, "    <allocated_only>1</allocated_only>")?)
+    }
+
+    fn leave(&mut self, out: &mut dyn Write) -> Result<()> {
+        if self.volume.take().is_some() {
+            writeln!(out, "  </volume>")?;
+        }
+        Ok(())
+    }
+
+    fn runs(&self, job: &Job, size: u64, out: &mut dyn Write) -> Result<()> {
+        let offset_of_volume = self.volume.map_or(0, |part| part.offset);
+        let mut offset = 0u64;
+        let mut count = 0;
+        writeln!(out, "      <byte_runs>")?;
+        while offset < size && count < MAX_RUNS {
+            let Ok(Some(run)) = self.scene.forest.place(job.row.node, offset) else { break };
+            let len = run.len.min(size - offset).max(1);
+            if let Some(at) = run.at {
+                let on_disk = offset_of_volume.saturating_add(at);
+                writeln!(
+                    out,
+                    "       <byte_run file_offset='{offset}' fs_offset='{at}' img_offset='{on_disk}' len='{len}'/>"
+                )?;
+                count += 1;
+            } else if self.scene.forest.extent(job.row.node, offset).is_ok_and(|extent| !extent.stored) {
+                writeln!(out, "       <byte_run file_offset='{offset}' fill='0' len='{len}'/>")?;
+                count += 1;
+            } else {
+                // Within metadata: inline data of ext.
+                writeln!(out, "       <byte_run file_offset='{offset}' len='{len}' type='resident'/>")?;
+                count += 1;
+            }
+            offset += len;
+        }
+        Ok(writeln!(out, "      </byte_runs>")?)
+    }
+}
+
+impl Writer for Dfxml<'_> {
+    fn start(&mut self, out: &mut dyn Write) -> Result<()> {
+        let line: Vec<String> = std::env::args_os().map(|word| text(word.as_encoded_bytes())).collect();
+        write!(
+            out,
+            "<?xml version='1.0' encoding='UTF-8'?>\n\
+             <dfxml\n  \
+             xmlns='http://www.forensicswiki.org/wiki/Category:Digital_Forensics_XML'\n  \
+             xmlns:xsi='http://www.w3.org/2001/XMLSchema-instance'\n  \
+             xmlns:dc='http://purl.org/dc/elements/1.1/'\n  \
+             version='1.1'>\n  \
+             <metadata>\n    <dc:type>Disk Image</dc:type>\n  </metadata>\n  \
+             <creator version='1.0'>\n    <program>imgfs</program>\n    <version>{}</version>\n    \
+             <execution_environment>\n      <command_line>{}</command_line>\n      \
+             <start_time>{}</start_time>\n    </execution_environment>\n  </creator>\n  \
+             <source>\n    <image_filename>{}</image_filename>\n  </source>\n",
+            env!("CARGO_PKG_VERSION"),
+            line.join(" "),
+            stamp(Timestamp { nanoseconds: 0, ..Timestamp::now() }),
+            text(self.scene.name),
+        )?;
+        Ok(())
+    }
+
+    fn row(&mut self, job: &Job, facts: &Facts, out: &mut dyn Write) -> Result<()> {
+        self.enter(&job.path, out)?;
+        if let Some(error) = &facts.error {
+            // Two dashes would end the comment.
+            writeln!(out, "    <!-- unreadable: {} -->", text(error.as_bytes()).replace("--", "- -"))?;
+        }
+        let path = job.path.iter().position(|&byte| byte == b'/').and_then(|slash| job.path.get(slash + 1..));
+        let (Ok(attributes), Some(path)) = (&facts.attributes, path) else { return Ok(()) };
+        self.id += 1;
+        let forest = self.scene.forest;
+        let parent = forest.own_number(job.parent);
+        writeln!(
+            out,
+            "    <fileobject>\n      <parent_object>\n        <inode>{parent}</inode>\n      </parent_object>"
+        )?;
+        writeln!(out, "      <filename>{}</filename>", text(path))?;
+        writeln!(out, "      <partition>{}</partition>\n      <id>{}</id>", self.volumes, self.id)?;
+        writeln!(out, "      <name_type>{}</name_type>", letter(attributes.kind))?;
+        writeln!(out, "      <filesize>{}</filesize>", attributes.size)?;
+        writeln!(out, "      <alloc>1</alloc>\n      <used>1</used>")?;
+        writeln!(out, "      <inode>{}</inode>", forest.own_number(job.row.node))?;
+        let format = self.volume.and_then(|part| match &part.tree {
+            Tree::Open { format, .. } => Some(*format),
+            _ => None,
+        });
+        recorded(attributes, format == Some("fat"), out)?;
+        if let Some(target) = &facts.target {
+            writeln!(out, "      <link_target>{}</link_target>", text(target))?;
+        }
+        if attributes.kind == Kind::File && attributes.size > 0 {
+            self.runs(job, attributes.size, out)?;
+        }
+        for (algorithm, digest) in self.scene.algorithms.iter().zip(facts.contents.iter().flat_map(|found| &found.1)) {
+            writeln!(out, "      <hashdigest type='{}'>{digest}</hashdigest>", algorithm.name())?;
+        }
+        Ok(writeln!(out, "    </fileobject>")?)
+    }
+
+    fn end(&mut self, out: &mut dyn Write) -> Result<()> {
+        self.leave(out)?;
+        Ok(writeln!(out, "</dfxml>")?)
+    }
+}
+
+/// Permissions, owners and times.
+fn recorded(attributes: &Attributes, coarse: bool, out: &mut dyn Write) -> Result<()> {
+    writeln!(out, "      <meta_type>{}</meta_type>", meta_type(attributes.kind))?;
+    let unsigned = [
+        ("mode", attributes.mode.map(u32::from)),
+        ("nlink", attributes.links),
+        ("uid", attributes.uid),
+        ("gid", attributes.gid),
+    ];
+    for (name, value) in unsigned {
+        if let Some(value) = value {
+            writeln!(out, "      <{name}>{value}</{name}>")?;
+        }
+    }
+    // FAT counts two seconds, and whole days for the last read; creation has hundredths.
+    let times = [
+        ("mtime", attributes.modified, if coarse { " prec='2'" } else { "" }),
+        ("ctime", attributes.changed, ""),
+        ("atime", attributes.accessed, if coarse { " prec='86400'" } else { "" }),
+        ("crtime", attributes.created, ""),
+    ];
+    for (name, time, precision) in times {
+        if let Some(time) = time {
+            writeln!(out, "      <{name}{precision}>{}</{name}>", stamp(time))?;
+        }
+    }
+    Ok(())
+}
+
+/// The number and the name that the Sleuth Kit has for a file system.
+fn file_system(format: &str, variant: &str) -> Option<(u32, &'static str)> {
+    Some(match (format, variant) {
+        ("fat", "FAT12") => (2, "fat12"),
+        ("fat", "FAT16") => (4, "fat16"),
+        ("fat", "FAT32") => (8, "fat32"),
+        ("ext", "ext2") => (0x80, "ext2"),
+        ("ext", "ext3") => (0x100, "ext3"),
+        ("ext", "ext4") => (0x2000, "ext4"),
+        ("iso9660", _) => (0x800, "iso9660"),
+        _ => return None,
+    })
+}
+
+/// `TSK_FS_META_TYPE_ENUM`.
+fn meta_type(kind: Kind) -> u32 {
+    match kind {
+        Kind::File => 1,
+        Kind::Directory => 2,
+        Kind::Fifo => 3,
+        Kind::CharDevice => 4,
+        Kind::BlockDevice => 5,
+        Kind::Symlink => 6,
+        Kind::Socket => 8,
+    }
+}
+
+/// `xs:dateTime`, UTC; a fraction only where there is one.
+fn stamp(time: Timestamp) -> String {
+    let nanoseconds = i32::try_from(time.nanoseconds).unwrap_or(0);
+    jiff::Timestamp::new(time.seconds, nanoseconds)
+        .map_or_else(|_| "1970-01-01T00:00:00Z".to_owned(), |t| t.to_string())
+}
+
+/// Characters of XML; what it cannot hold at all appears as an escape.
+fn text(bytes: &[u8]) -> String {
+    let mut out = String::new();
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '&' => out.push_str("&amp;"),
+                '<' => out.push_str("&lt;"),
+                '>' => out.push_str("&gt;"),
+                c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => out.extend(c.escape_unicode()),
+                c => out.push(c),
+            }
+        }
+        for byte in chunk.invalid() {
+            out.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    out
+}

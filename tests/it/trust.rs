@@ -1,0 +1,509 @@
+//! What archives compare: digests, checks and manifests, against the tools that archives use.
+//!
+//! Packages: coreutils, ewf-tools, qemu-utils, e2fsprogs, dosfstools, mame-tools, libdsk-utils,
+//! partclone, sleuthkit, pigz, xz-utils, zstd, bzip2.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::disks::{MIB, Scratch, disk};
+use crate::program::{Said, Untouched, imgfs, ok, run, said, testimage};
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn demo(scratch: &Scratch) -> PathBuf {
+    testimage("demo.img", &scratch.path(""))
+}
+
+fn lines(text: &str) -> Vec<&str> {
+    text.lines().collect()
+}
+
+#[test]
+fn hash_says_what_the_tools_of_coreutils_say() {
+    let scratch = Scratch::new();
+    let image = demo(&scratch);
+    let _untouched = Untouched::new(&image);
+    for name in ["md5", "sha1", "sha256", "sha512"] {
+        let expected = scratch.sh("coreutils", &format!("{name}sum --tag {}", text(&image)));
+        assert_eq!(ok(&["hash", "-a", name, text(&image)]), expected);
+    }
+    let all = ok(&["hash", "-a", "sha256,md5,blake3", "--parts", "--files", text(&image)]);
+    assert!(lines(&all)[2].starts_with("BLAKE3 ("), "{all}");
+    scratch.write("sums", all.as_bytes());
+    // Names are those of the mount: cp puts the same ones into a folder.
+    std::fs::create_dir(scratch.path("out")).unwrap();
+    ok(&["cp", "-r", &format!("{}:/", text(&image)), text(&scratch.path("out"))]);
+    for name in ["sha256", "md5"] {
+        let checked = scratch.sh("coreutils", &format!("cd out; {name}sum -c --strict ../sums 2>&1 || true"));
+        let good = checked.lines().filter(|line| line.ends_with(": OK")).count();
+        assert!(good >= 11, "{checked}");
+        assert!(!checked.contains("FAILED"), "{checked}");
+    }
+}
+
+#[test]
+fn hash_of_a_container_is_of_the_file_and_of_the_disk() {
+    let scratch = Scratch::new();
+    let bytes = disk(3 * MIB + 512);
+    let raw = scratch.write("d.raw", &bytes);
+    scratch.sh("qemu-utils", "qemu-img convert -O qcow2 -c d.raw d.qcow2");
+    let image = scratch.path("d.qcow2");
+    let expected = scratch.sh("coreutils", "sha256sum d.raw d.qcow2");
+    let digest = |at: usize| expected.lines().nth(at).unwrap()[..64].to_owned();
+    let found = ok(&["hash", text(&image)]);
+    assert_eq!(
+        lines(&found),
+        [format!("SHA256 ({}) = {}", text(&image), digest(1)), format!("SHA256 (disk.img) = {}", digest(0))]
+    );
+    let value: Value = serde_json::from_str(&ok(&["hash", "--json", "-a", "sha1,sha256", text(&image)])).unwrap();
+    assert_eq!((&value["shape"], &value["version"]), (&"imgfs-hash".into(), &1.into()));
+    assert_eq!(value["digests"][1]["of"], "disk");
+    assert_eq!(value["digests"][1]["sha256"], digest(0).as_str());
+    assert_eq!(value["digests"][1]["size"], std::fs::metadata(raw).unwrap().len());
+    let refused = run(&["hash", "-a", "sha3", text(&image)]);
+    assert!(refused.code == Some(2) && refused.err.contains("blake3"), "{}", refused.err);
+}
+
+/// Verifies an image, which must come out as this.
+fn verified(image: &Path, code: i32) -> Said {
+    let said = run(&["verify", text(image)]);
+    assert_eq!(said.code, Some(code), "{}: {}{}", image.display(), said.out, said.err);
+    said
+}
+
+/// One byte of a file, turned.
+fn flip(image: &Path, at: usize) {
+    let mut bytes = std::fs::read(image).unwrap();
+    bytes[at] ^= 0x10;
+    std::fs::write(image, bytes).unwrap();
+}
+
+/// Verifies an image as it is, then with one byte turned at each of these places.
+fn flipped(image: &Path, what: &str, places: &[usize]) {
+    let sound = verified(image, 0);
+    assert!(sound.out.contains(what), "no {what}: {}", sound.out);
+    for &at in places {
+        flip(image, at);
+        let said = verified(image, 1);
+        assert!(said.out.contains("FAILED"), "{}", said.out);
+        flip(image, at);
+    }
+    verified(image, 0);
+}
+
+#[test]
+fn verify_compares_with_lists_of_digests_beside_the_image() {
+    let scratch = Scratch::new();
+    let image = scratch.write("a disk.img", &disk(MIB));
+    let said = verified(&image, 2);
+    assert!(said.err.contains("nothing to verify against"), "{}", said.err);
+    for (name, make) in [
+        ("a disk.img.sha256", "sha256sum 'a disk.img'"),
+        ("a disk.img.sha1", "sha1sum < 'a disk.img' | cut -c -40"),
+        ("a disk.img.md5", "md5sum -b 'a disk.img'"),
+        ("SHA256SUMS", "sha256sum --tag *.img; echo"),
+        ("SHA512SUMS.txt", "sha512sum ./*"),
+        ("MD5SUMS", "md5sum *"),
+        ("a disk.md5", "md5sum *.img"),
+    ] {
+        scratch.sh("coreutils", &format!("{{ {make}; }} > ../list.$$; mv ../list.$$ '{name}'"));
+        flipped(&image, name, &[0, 1 << 19]);
+        std::fs::remove_file(scratch.path(name)).unwrap();
+    }
+    // About other files, and nothing at all.
+    scratch.write("SHA256SUMS", b"0000000000000000000000000000000000000000000000000000000000000000  other.img\n");
+    verified(&image, 2);
+    scratch.write("a disk.img.sha256", b"to be done\n");
+    let said = verified(&image, 2);
+    assert!(said.out.contains("not read") && said.out.contains("there is no digest in it"), "{}", said.out);
+    verified(&scratch.path("missing.img"), 2);
+}
+
+#[test]
+fn verify_compares_with_the_manifest_of_a_bag() {
+    let scratch = Scratch::new();
+    scratch.sh("coreutils", "mkdir -p bag/data/disks");
+    let image = scratch.write("bag/data/disks/50%.img", &disk(MIB));
+    let bagit = "BagIt-Version: 1.0\nTag-File-Character-Encoding: UTF-8\n";
+    scratch.write("bag/bagit.txt", bagit.as_bytes());
+    let make = "cd bag; sha256sum data/disks/* | sed 's/50%/50%25/' > manifest-sha256.txt";
+    scratch.sh("coreutils", make);
+    flipped(&image, "manifest-sha256.txt", &[77]);
+}
+
+#[test]
+fn verify_compares_what_containers_keep_of_themselves() {
+    let scratch = Scratch::new();
+    let bytes = disk(2 * MIB);
+    scratch.write("d.raw", &bytes);
+    scratch.sh("ewf-tools", "ewfacquire -u -q -d sha1 -f encase6 -c fast -t e d.raw > /dev/null");
+    let said = verified(&scratch.path("e.E01"), 0);
+    for what in ["chunk checksums", "stored MD5", "stored SHA-1", "section checksums"] {
+        assert!(said.out.contains(what), "{}", said.out);
+    }
+    let len = |name: &str| std::fs::metadata(scratch.path(name)).unwrap().len() as usize;
+    flipped(&scratch.path("e.E01"), "stored MD5", &[len("e.E01") / 2]);
+    scratch.sh("qemu-utils", "qemu-img convert -O vpc d.raw d.vhd; qemu-img convert -O vhdx d.raw d.vhdx");
+    flipped(&scratch.path("d.vhd"), "footer checksum", &[40, len("d.vhd") - 460]);
+    flipped(&scratch.path("d.vhdx"), "header checksum", &[(64 << 10) + 100, (192 << 10) + 20]);
+    scratch.sh("qemu-utils", "qemu-img convert -O qcow2 d.raw d.qcow2");
+    let image = std::fs::read(scratch.path("d.qcow2")).unwrap();
+    let l1 = u64::from_be_bytes(image[40..48].try_into().unwrap()) as usize;
+    let l2 = u64::from_be_bytes(image[l1..l1 + 8].try_into().unwrap()) as usize & 0x00ff_ffff_ffff_fe00;
+    // The highest bits of an offset, the cluster, the refcount table.
+    let refcounts = u64::from_be_bytes(image[48..56].try_into().unwrap()) as usize;
+    let stored = (0..512).step_by(8).find(|at| image[l2 + at..l2 + at + 8] != [0; 8]).unwrap();
+    flipped(&scratch.path("d.qcow2"), "reference counts", &[l2 + stored + 3, l2 + stored + 5, refcounts + 5]);
+}
+
+#[test]
+fn verify_compares_the_checksums_of_compressed_images() {
+    let scratch = Scratch::new();
+    scratch.write("d.raw", &disk(2 * MIB));
+    let make = "gzip -k d.raw; xz -k -T2 --block-size=256KiB d.raw; zstd -q -k d.raw -o d.zst; bzip2 -k d.raw";
+    scratch.sh("gzip xz-utils zstd bzip2", make);
+    let cache = scratch.path("cache");
+    for name in ["d.raw.gz", "d.raw.xz", "d.zst", "d.raw.bz2"] {
+        let image = scratch.path(name);
+        let verify = || said(imgfs().env("XDG_CACHE_HOME", &cache).args(["verify", text(&image)]).output().unwrap());
+        let sound = verify();
+        assert_eq!(sound.code, Some(0), "{name}: {}{}", sound.out, sound.err);
+        assert!(sound.out.contains("checksums of the compressed data"), "{}", sound.out);
+        let half = std::fs::metadata(&image).unwrap().len() as usize / 2;
+        flip(&image, half);
+        let said = verify();
+        assert_eq!(said.code, Some(1), "{name}: {}{}", said.out, said.err);
+        flip(&image, half);
+    }
+}
+
+#[test]
+fn verify_compares_the_checksums_of_copies_and_floppies() {
+    let scratch = Scratch::new();
+    scratch.sh("coreutils", "mkdir tree; seq 1 300000 > tree/numbers");
+    scratch.sh("e2fsprogs", "mke2fs -q -F -t ext4 -d tree fs.img 8M");
+    scratch.sh("partclone", "partclone.ext4 -c -q -s fs.img -o fs.pc -L log 2> /dev/null");
+    let middle = std::fs::metadata(scratch.path("fs.pc")).unwrap().len() as usize * 3 / 4;
+    flipped(&scratch.path("fs.pc"), "block checksums", &[middle]);
+    let mut floppy = disk(1_474_560);
+    floppy[..512].fill(0xf6);
+    scratch.write("floppy.raw", &floppy);
+    scratch.sh("libdsk-utils", "dsktrans -itype raw -otype copyqm -format ibm1440 floppy.raw floppy.cqm > /dev/null");
+    flipped(&scratch.path("floppy.cqm"), "checksum of the disk", &[200_000]);
+    scratch.sh("mame-tools", "chdman createhd -i floppy.raw -o d.chd -hs 4096 -f > /dev/null");
+    let middle = std::fs::metadata(scratch.path("d.chd")).unwrap().len() as usize / 2;
+    flipped(&scratch.path("d.chd"), "SHA-1 of the data", &[middle]);
+    assert!(verified(&scratch.path("d.chd"), 0).out.contains("SHA-1 of the metadata"));
+}
+
+#[test]
+fn verify_compares_what_hdiutil_and_others_left_in_the_corpus() {
+    let Some(corpus) = std::env::var_os("IMGFS_CORPUS") else {
+        eprintln!("IMGFS_CORPUS is not set: nothing of the corpus is verified");
+        return;
+    };
+    let scratch = Scratch::new();
+    for (name, what) in [
+        ("crates/dmgwiz/input_adc.dmg", "partition checksum"),
+        ("crates/dmgwiz/input_bzip2.dmg", "partition checksum"),
+        ("crates/dmgwiz/input_lzfse.dmg", "master checksum"),
+        ("crates/dmgwiz/input_zlib.dmg", "partition checksum"),
+        ("qemu/simple-dmg.dmg", "data fork checksum"),
+    ] {
+        let copy = scratch.path(Path::new(name).file_name().unwrap().to_str().unwrap());
+        std::fs::copy(Path::new(&corpus).join(name), &copy).unwrap();
+        let said = run(&["verify", text(&copy)]);
+        let checksums = said.out.lines().filter(|line| line.contains("checksum"));
+        assert!(
+            said.out.contains(what) && checksums.clone().all(|line| line.starts_with("ok")),
+            "{name}: {}",
+            said.out
+        );
+        flip(&copy, 2000);
+        verified(&copy, 1);
+    }
+    // From which byte on its chunks lie: after the headers.
+    let copy = scratch.path("ext2.E01");
+    std::fs::copy(Path::new(&corpus).join("dfvfs/ext2.E01"), &copy).unwrap();
+    let said = run(&["verify", text(&copy)]);
+    assert!(said.out.lines().any(|line| line.starts_with("ok") && line.contains("stored MD5")), "{}", said.out);
+}
+
+#[test]
+fn verify_compares_both_copies_of_a_gpt() {
+    let scratch = Scratch::new();
+    let image = demo(&scratch);
+    let size = std::fs::metadata(&image).unwrap().len() as usize;
+    let said = run(&["verify", text(&image)]);
+    for what in ["primary header CRC", "primary entry array CRC", "backup header CRC", "backup entry array CRC"] {
+        assert!(said.out.lines().any(|line| line.starts_with("ok") && line.contains(what)), "{}", said.out);
+    }
+    flipped(&image, "backup header CRC", &[512 + 60, 1024 + 40, size - 512 + 20, size - 33 * 512 + 10]);
+}
+
+#[test]
+fn verify_compares_the_checksums_of_ext_and_the_copies_of_fat() {
+    let scratch = Scratch::new();
+    scratch.sh("coreutils", "mkdir -p tree/sub; seq 1 100000 > tree/numbers; touch tree/sub/{1..300}");
+    scratch.sh("e2fsprogs attr", "mke2fs -q -F -t ext4 -O metadata_csum -d tree fs.img 16M");
+    let image = scratch.path("fs.img");
+    let stat = |what: &str| {
+        let listing = scratch.sh("e2fsprogs", &format!("debugfs -R '{what}' fs.img 2> /dev/null"));
+        listing.split_whitespace().next().unwrap().trim_matches(|c: char| !c.is_ascii_digit()).parse::<usize>().unwrap()
+    };
+    let block = 1024usize << std::fs::read(&image).unwrap()[1024 + 0x18];
+    let row = |what: &str| {
+        let listing = scratch
+            .sh("e2fsprogs", &format!("dumpe2fs fs.img 2> /dev/null | grep -m 1 -A 12 'Group 0:' | grep '{what}'"));
+        let at = listing.split(" at ").nth(1).unwrap_or(&listing);
+        at.trim().split(|c: char| !c.is_ascii_digit()).next().unwrap().parse::<usize>().unwrap() * block
+    };
+    let directory = stat("blocks /sub") * block;
+    let places = [
+        1024 + 0x30,
+        row("Block bitmap") + 5,
+        row("Inode bitmap") + 1,
+        row("Inode table") + 256 + 20,
+        directory + block - 4,
+    ];
+    flipped(&image, "inode, extent, directory and attribute checksums", &places);
+    // A group descriptor: in the block behind the superblock's.
+    let descriptors = if block == 1024 { 2048 } else { block };
+    flip(&image, descriptors + 0x0c);
+    verified(&image, 1);
+    for (name, args, second) in
+        [("f12.img", "-F 12 -C {} 1440", 512 * 10 + 30), ("f32.img", "-F 32 -s 1 -C {} 40000", 6 * 512 + 0x47)]
+    {
+        scratch.sh("dosfstools", &format!("mkfs.fat {} > /dev/null", args.replace("{}", name)));
+        let what = if name == "f32.img" { "copy of the boot sector agrees" } else { "copies of the table agree" };
+        flipped(&scratch.path(name), what, &[second]);
+    }
+    // Nothing in an old ext2 carries a checksum.
+    scratch.sh("e2fsprogs", "mke2fs -q -F -t ext2 -O none,filetype old.img 1M");
+    verified(&scratch.path("old.img"), 2);
+}
+
+#[test]
+fn verify_says_all_of_it_in_json_as_well() {
+    let scratch = Scratch::new();
+    let image = demo(&scratch);
+    scratch.sh("coreutils", "sha256sum demo.img > SHA256SUMS");
+    let value: Value = serde_json::from_str(&ok(&["verify", "--json", text(&image)])).unwrap();
+    assert_eq!((&value["shape"], &value["result"]), (&"imgfs-verify".into(), &"verified".into()));
+    flip(&image, 600);
+    let said = run(&["verify", "--json", text(&image)]);
+    let value: Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!((said.code, &value["result"]), (Some(1), &"mismatch".into()));
+    let checks = value["checks"].as_array().unwrap();
+    assert_eq!((&checks[0]["where"], &checks[0]["result"]), (&"SHA256SUMS".into(), &"mismatch".into()));
+    assert!(checks[0]["faults"][0].as_str().unwrap().contains("it is "), "{value}");
+}
+
+/// A file of a DFXML: the elements that have text, by name; hashes by kind.
+fn file_objects(xml: &str) -> BTreeMap<String, BTreeMap<String, String>> {
+    let mut found = BTreeMap::new();
+    for volume in xml.split("<volume ").skip(1) {
+        let offset = volume.split('\'').nth(1).unwrap();
+        for object in volume.split("<fileobject>").skip(1) {
+            let object = object.split("</fileobject>").next().unwrap();
+            let mut members = BTreeMap::new();
+            for element in object.split('<').filter(|element| !element.starts_with('/')) {
+                let Some((head, value)) = element.split_once('>') else { continue };
+                let name = head.split(' ').next().unwrap();
+                let name = head.split('\'').nth(1).filter(|_| name == "hashdigest").unwrap_or(name);
+                if name == "byte_run" {
+                    let runs: &mut String = members.entry("runs".to_owned()).or_default();
+                    runs.push_str(head);
+                } else {
+                    // The parent's number comes first; the last one counts.
+                    members.insert(name.to_owned(), value.trim().to_owned());
+                }
+            }
+            let name = members["filename"].clone();
+            found.insert(format!("{offset} {name}"), members);
+        }
+    }
+    found
+}
+
+#[test]
+fn dfxml_says_what_fiwalk_says() {
+    let scratch = Scratch::new();
+    let mut compared = 0;
+    for name in ["demo.img", "filesystem/ext/ext4.img", "filesystem/ext/ext2.img", "filesystem/fat/fat16.img"] {
+        if !["", ".zst"].iter().any(|end| crate::program::project().join(format!("testimages/{name}{end}")).exists()) {
+            continue;
+        }
+        let image = testimage(name, &scratch.path(""));
+        let _untouched = Untouched::new(&image);
+        let ours = ok(&["manifest", "--format", "dfxml", text(&image)]);
+        scratch.sh("sleuthkit", &format!("rm -f fiwalk.xml; TZ=UTC fiwalk -X fiwalk.xml {} > /dev/null", text(&image)));
+        let theirs = file_objects(&std::fs::read_to_string(scratch.path("fiwalk.xml")).unwrap());
+        let found = file_objects(&ours);
+        for (path, object) in &found {
+            let Some(other) = theirs.get(path) else { panic!("{name}: fiwalk has no {path}") };
+            let fat = other.get("mtime").is_some_and(|time| !time.ends_with('Z'));
+            let mut members = vec!["filesize", "name_type", "meta_type", "alloc"];
+            if !fat {
+                members.extend(["inode", "mode", "uid", "gid"]);
+            }
+            if object["name_type"] == "r" {
+                members.extend(["md5", "sha1", "runs"]);
+            }
+            for member in members {
+                // Inline data are nowhere, which fiwalk calls byte 0.
+                let nowhere = " fs_offset='0' img_offset='0'";
+                let expected = other.get(member).map(|value| match value.contains("resident") {
+                    true => value.replace(nowhere, ""),
+                    false => value.clone(),
+                });
+                assert_eq!(object.get(member), expected.as_ref(), "{name}: {member} of {path}");
+            }
+            // Theirs are whole seconds.
+            let seconds = |object: &BTreeMap<String, String>| object.get("mtime").map(|time| time[..19].to_owned());
+            assert_eq!(seconds(object), seconds(other), "{name}: mtime of {path}");
+            compared += 1;
+        }
+        let own = |path: &&String| {
+            let name = path.split_once(' ').unwrap().1;
+            let last = name.rsplit('/').next().unwrap();
+            !name.starts_with('$') && !matches!(last, "." | "..") && !name.contains("(Volume Label Entry)")
+        };
+        let missing: Vec<_> = theirs
+            .iter()
+            .filter(|(path, object)| own(path) && object.get("unalloc").is_none() && !found.contains_key(*path))
+            .map(|(path, _)| path)
+            .collect();
+        assert!(missing.is_empty(), "{name}: {missing:?}");
+    }
+    assert!(compared > 40, "{compared}");
+}
+
+#[test]
+fn dfxml_is_well_formed_whatever_the_names_are() {
+    let scratch = Scratch::new();
+    scratch.sh("coreutils", "mkdir tree; touch 'tree/a<b>&\"c' $'tree/bad\\xff\\x01name' tree/ümlaut 'tree/--'");
+    scratch.sh("e2fsprogs", "mke2fs -q -F -t ext4 -d tree fs.img 1M");
+    let xml = ok(&["manifest", "--format", "dfxml", text(&scratch.path("fs.img"))]);
+    scratch.write("out.xml", xml.as_bytes());
+    let read = "import xml.etree.ElementTree as E; \
+        print([e.text for e in E.parse('out.xml').iter() if e.tag.endswith('}filename')])";
+    let names = scratch.sh("python3", &format!("python3 -c \"{read}\""));
+    for name in ["'a<b>&\"c'", "'bad\\\\xff\\\\u{1}name'", "'ümlaut'", "'--'"] {
+        assert!(names.contains(name), "{name}: {names}");
+    }
+}
+
+#[test]
+fn body_files_are_those_of_fls_and_mactime_reads_them() {
+    let scratch = Scratch::new();
+    let image = demo(&scratch);
+    let ours = ok(&["manifest", "--format", "bodyfile", &format!("{}:/p2", text(&image))]);
+    let theirs = scratch.sh("sleuthkit", "fls -r -m / -o 640 demo.img | grep -v OrphanFiles");
+    // fls has no MD5, knows no creation of ext with small inodes, and names the volume's root `/`.
+    let row = |line: &str, prefix: &str| {
+        let fields: Vec<&str> = line.split('|').collect();
+        let name = fields[1].strip_prefix(prefix).unwrap().to_owned();
+        (name, fields[2..10].iter().map(|field| (*field).to_owned()).collect::<Vec<_>>())
+    };
+    let found: BTreeMap<_, _> = ours.lines().map(|line| row(line, "/p2")).collect();
+    let expected: BTreeMap<_, _> = theirs.lines().map(|line| row(line, "")).collect();
+    assert_eq!(found, expected);
+    let digest = scratch.sh("coreutils", "printf 'demo\\n' | md5sum")[..32].to_owned();
+    assert!(ours.lines().any(|line| line.starts_with(&format!("{digest}|/p2/etc/hostname|"))), "{ours}");
+    scratch.write("ours", ours.as_bytes());
+    scratch.sh("sleuthkit", "fls -r -m /p2/ -o 640 demo.img | grep -v OrphanFiles > theirs");
+    let timeline = |name: &str| {
+        let text = scratch.sh("sleuthkit", &format!("mactime -y -z UTC -b {name} | sort"));
+        text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
+    };
+    assert_eq!(timeline("ours"), timeline("theirs"));
+    assert!(timeline("ours").iter().any(|line| line.contains("/p2/etc/hostname")));
+}
+
+#[test]
+fn a_bag_of_what_was_copied_is_whole() {
+    let scratch = Scratch::new();
+    let image = demo(&scratch);
+    std::fs::create_dir_all(scratch.path("bag/data")).unwrap();
+    let target = format!("{}:/p2/home", text(&image));
+    ok(&["cp", "-a", &target, text(&scratch.path("bag/data"))]);
+    let manifest = ok(&["manifest", "--format", "bagit", &target]);
+    scratch.write("bag/manifest-sha256.txt", manifest.as_bytes());
+    let checked = scratch.sh("coreutils", "cd bag; sha256sum -c --strict manifest-sha256.txt");
+    assert_eq!(checked.lines().count(), 3, "{checked}");
+    let listed = scratch.sh("findutils", "cd bag; find data -type f | sort");
+    let mut names: Vec<&str> = manifest.lines().map(|line| &line[66..]).collect();
+    names.sort_unstable();
+    assert_eq!(names, lines(&listed));
+    // Links have no place in a bag, and that is said.
+    let said = run(&["manifest", "--format", "bagit", "-a", "md5", &format!("{}:/p2", text(&image))]);
+    assert!(said.code == Some(0) && said.err.contains("1 links and special files have no row"), "{}", said.err);
+}
+
+#[test]
+fn manifests_have_the_digests_that_are_asked_for() {
+    let scratch = Scratch::new();
+    let image = demo(&scratch);
+    let target = format!("{}:/p2/etc", text(&image));
+    let value: Value = serde_json::from_str(&ok(&["manifest", "--json", "-a", "md5,sha1,blake3", &target])).unwrap();
+    assert_eq!((&value["shape"], &value["version"]), (&"imgfs-manifest".into(), &1.into()));
+    let rows = value["nodes"].as_array().unwrap();
+    let hostname = rows.iter().find(|row| row["path"] == "p2/etc/hostname").unwrap();
+    let digest = scratch.sh("coreutils", "printf 'demo\\n' | sha1sum")[..40].to_owned();
+    assert_eq!((&hostname["sha1"], &hostname["size"]), (&digest.into(), &5.into()));
+    assert_eq!((&hostname["type"], &hostname["mode"]), (&"file".into(), &"0644".into()));
+    assert_eq!(hostname["modified"], "2026-01-02T03:04:05.000000000Z");
+    assert_eq!(rows[0]["type"], "dir");
+    for (args, words) in [
+        (vec!["--format", "bodyfile", "-a", "sha1"], "MD5"),
+        (vec!["--format", "dfxml", "-a", "blake3"], "md5, sha1 and sha256"),
+        (vec!["-a", "md5,sha1"], "one digest"),
+    ] {
+        let said = run(&[&["manifest"][..], &args, &[text(&image)]].concat());
+        assert!(said.code == Some(1) && said.err.contains(words), "{}", said.err);
+    }
+}
+
+#[test]
+fn every_shape_of_json_has_its_version_and_its_page() {
+    let scratch = Scratch::new();
+    let image = demo(&scratch);
+    let floppy = scratch.path("floppy.img");
+    ok(&["create", text(&floppy), "--size", "1440K"]);
+    let overlay = format!("{}.overlay.qcow2", text(&floppy));
+    ok(&["mkdir", &format!("{}:/disk/NEW", text(&floppy))]);
+    let page = std::fs::read_to_string(crate::program::project().join("docs/json.md"))
+        .unwrap_or_else(|_| std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/json.md")).unwrap());
+    let inside = format!("{}:/p2", text(&image));
+    for (args, shape) in [
+        (vec!["info", "--json", text(&image)], "imgfs-info"),
+        (vec!["ls", "--json", &inside], "imgfs-ls"),
+        (vec!["ls", "-R", "--json", &inside], "imgfs-ls"),
+        (vec!["tree", "--json", &inside], "imgfs-tree"),
+        (vec!["manifest", "--json", &inside], "imgfs-manifest"),
+        (vec!["hash", "--json", text(&image)], "imgfs-hash"),
+        (vec!["verify", "--json", text(&image)], "imgfs-verify"),
+        (vec!["diff", "--json", &overlay], "imgfs-diff"),
+        (vec!["overlay", "info", "--json", &overlay], "imgfs-overlay"),
+        (vec!["overlay", "check", "--json", &overlay], "imgfs-overlay-check"),
+        (vec!["list", "--json"], "imgfs-list"),
+    ] {
+        let value: Value = serde_json::from_str(&ok(&args)).unwrap();
+        assert_eq!((&value["shape"], &value["version"]), (&shape.into(), &1.into()), "{args:?}");
+        assert!(page.contains(&format!("## `{shape}`")), "docs/json.md does not describe {shape}");
+        // Each member of the object has its line.
+        let section = page.split(&format!("## `{shape}`")).nth(1).unwrap().split("\n## ").next().unwrap();
+        for name in value.as_object().unwrap().keys().filter(|name| !matches!(name.as_str(), "shape" | "version")) {
+            assert!(section.contains(&format!("`{name}`")), "docs/json.md: {shape} has no line about {name}");
+        }
+    }
+    let tree: Value = serde_json::from_str(&ok(&["tree", "--json", &inside])).unwrap();
+    let home = tree["entries"].as_array().unwrap().iter().find(|entry| entry["name"] == "home").unwrap();
+    assert_eq!(home["entries"][0]["entries"][1]["name"], "notes.txt");
+}
