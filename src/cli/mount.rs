@@ -94,10 +94,14 @@ pub fn run(args: &Args) -> Result<Outcome> {
     // Before anything of the image is looked at.
     let log = Arc::new(Log::of_writing(args.writing.log.as_deref(), options.stack.writing.as_ref())?);
     let result = mount(args, &target, options, &log, &kept);
-    if let Err(error) = &result
-        && log.made().is_none()
-    {
-        log.event("failed", json!({ "image": provenance::identity(&target.image), "error": sentence(error) }));
+    if let Err(error) = &result {
+        match log.made() {
+            // The keeper does this where this process may not any more.
+            Some(path) if std::fs::metadata(&path).is_ok_and(|found| found.len() == 0) => {
+                let _ = std::fs::remove_file(path);
+            }
+            _ => log.event("failed", json!({ "image": provenance::identity(&target.image), "error": sentence(error) })),
+        }
     }
     result
 }
