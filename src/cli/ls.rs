@@ -35,6 +35,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
+    let look = Look::of_stdout();
     Sandbox::enter_for(&args.image.safety, &args.targets)?;
     if args.json {
         return as_json(args);
@@ -51,7 +52,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         if args.targets.len() > 1 && kind == Kind::Directory {
             writeln!(out, "{}{}:", if at > 0 { "\n" } else { "" }, text.display())?;
         }
-        let mut listing = Listing { args, forest: &forest, out: &mut out, outcome: &mut outcome };
+        let mut listing = Listing { args, look, forest: &forest, out: &mut out, outcome: &mut outcome };
         let top = Row { node, name, kind };
         if kind != Kind::Directory {
             listing.row(&top)?;
@@ -131,8 +132,45 @@ pub fn entry(forest: &Forest, row: &Row, name: &[u8]) -> Value {
     value
 }
 
+/// How names are shown: as `ls` shows them on a terminal, or as they are.
+#[derive(Clone, Copy)]
+struct Look {
+    /// Characters of a line, on a terminal: names stand in columns.
+    width: Option<usize>,
+    colour: bool,
+}
+
+impl Look {
+    fn of_stdout() -> Self {
+        let stdout = std::io::stdout();
+        if !stdout.is_terminal() {
+            return Self { width: None, colour: false };
+        }
+        let wide = rustix::termios::tcgetwinsize(&stdout).map_or(0, |size| size.ws_col);
+        // https://no-color.org
+        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+            || std::env::var_os("TERM").is_none_or(|kind| kind == "dumb");
+        Self { width: Some(if wide == 0 { 80 } else { wide.into() }), colour: !plain }
+    }
+}
+
+/// Columns that names of these widths fill from top to bottom, each column as wide as its widest name
+/// and a gap of two. As few lines as fit.
+fn columns(widths: &[usize], line: usize) -> Vec<usize> {
+    let mut best = vec![widths.iter().copied().max().unwrap_or(0)];
+    for lines in (1..widths.len()).rev() {
+        let found: Vec<usize> = widths.chunks(lines).map(|column| column.iter().copied().max().unwrap_or(0)).collect();
+        if found.iter().sum::<usize>() + 2 * (found.len() - 1) > line {
+            break;
+        }
+        best = found;
+    }
+    best
+}
+
 struct Listing<'a, W> {
     args: &'a Args,
+    look: Look,
     forest: &'a Forest,
     out: &'a mut W,
     outcome: &'a mut Outcome,
@@ -145,10 +183,52 @@ impl<W: Write> Listing<'_, W> {
     }
 
     fn rows(&mut self, rows: &[Row]) -> Result<()> {
-        for row in rows.iter().filter(|row| self.args.all || !row.name.starts_with(b".")) {
-            self.row(row)?;
+        let shown: Vec<&Row> = rows.iter().filter(|row| self.args.all || !row.name.starts_with(b".")).collect();
+        match self.look.width.filter(|_| !self.args.long) {
+            Some(line) => self.in_columns(&shown, line),
+            None => shown.into_iter().try_for_each(|row| self.row(row)),
+        }
+    }
+
+    fn in_columns(&mut self, rows: &[&Row], line: usize) -> Result<()> {
+        let widths: Vec<usize> = rows.iter().map(|row| imgfs::text::printable(&row.name).chars().count()).collect();
+        let columns = columns(&widths, line);
+        let lines = rows.len().div_ceil(columns.len().max(1));
+        for at in 0..lines {
+            for (column, widest) in columns.iter().enumerate() {
+                let place = column * lines + at;
+                let (Some(row), Some(width)) = (rows.get(place), widths.get(place)) else { continue };
+                self.name(row)?;
+                if place + lines < rows.len() {
+                    write!(self.out, "{:gap$}", "", gap = widest - width + 2)?;
+                }
+            }
+            writeln!(self.out)?;
         }
         Ok(())
+    }
+
+    /// A name in the colour of its kind.
+    fn name(&mut self, row: &Row) -> Result<()> {
+        let runs =
+            || self.forest.attributes(row.node).is_ok_and(|found| found.mode.is_some_and(|mode| mode & 0o111 != 0));
+        let colour = match row.kind {
+            _ if !self.look.colour => None,
+            Kind::Directory => Some("1;34"),
+            Kind::Symlink => Some("1;36"),
+            Kind::CharDevice | Kind::BlockDevice => Some("1;33"),
+            Kind::Fifo => Some("33"),
+            Kind::Socket => Some("1;35"),
+            Kind::File => runs().then_some("1;32"),
+        };
+        match colour {
+            Some(colour) => {
+                write!(self.out, "\x1b[{colour}m")?;
+                self.out.write_all(&shown(&row.name))?;
+                Ok(write!(self.out, "\x1b[0m")?)
+            }
+            None => Ok(self.out.write_all(&shown(&row.name))?),
+        }
     }
 
     fn recursive(&mut self, top: Row) -> Result<()> {
@@ -182,7 +262,7 @@ impl<W: Write> Listing<'_, W> {
                 }
             }
         }
-        self.out.write_all(&shown(&row.name))?;
+        self.name(row)?;
         if self.args.long && row.kind == Kind::Symlink {
             self.out.write_all(b" -> ")?;
             let target = self.target(row.node);
@@ -258,6 +338,14 @@ pub fn permissions(attributes: &Attributes) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn columns_are_filled_from_top_to_bottom_in_as_few_lines_as_fit() {
+        assert_eq!(columns(&[5; 6], 80), [5; 6]);
+        assert_eq!(columns(&[10, 2, 3, 4], 19), [10, 4]);
+        assert_eq!(columns(&[100, 2], 80), [100]);
+        assert_eq!(columns(&[], 80), [0]);
+    }
 
     #[test]
     fn set_id_and_sticky_bits_have_the_letters_of_ls() {

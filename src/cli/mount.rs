@@ -4,9 +4,9 @@
 //! errors on, and goes.
 
 use std::fs::{DirBuilder, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -72,7 +72,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<Outcome> {
     if !args.foreground && !args.debug && !args.daemon {
-        return start_daemon();
+        return start_daemon(args);
     }
     if args.daemon {
         // Away from the terminal and its signals. Fails only for a process that leads a group already.
@@ -234,7 +234,8 @@ impl Host {
 const HEAPS: &str = "MALLOC_ARENA_MAX";
 
 /// Starts this program once more with the same words, and waits until it is ready or has failed.
-fn start_daemon() -> Result<Outcome> {
+fn start_daemon(args: &Args) -> Result<Outcome> {
+    let advice = advice(args);
     let program = std::env::current_exe().context("finding the program itself")?;
     let mut words = std::env::args_os().skip(1).peekable();
     let mut command = Command::new(program);
@@ -253,11 +254,24 @@ fn start_daemon() -> Result<Outcome> {
         BufReader::new(pipe).read_line(&mut word)?;
     }
     if word.trim_end() == READY {
+        if let Some(advice) = advice {
+            eprintln!("imgfs: {advice}");
+        }
         return Ok(Outcome::Complete);
     }
     let status = daemon.wait()?;
     // The daemon has said why on the same standard error.
     std::process::exit(status.code().filter(|code| *code != 0).unwrap_or(1))
+}
+
+/// What may surprise other users of a mount point that they could enter until now.
+fn advice(args: &Args) -> Option<String> {
+    let open = std::fs::metadata(&args.mountpoint).is_ok_and(|found| found.mode() & 0o005 == 0o005);
+    let allowed = args.image.options.iter().flat_map(|words| words.split(',')).any(|word| word == "allow_other");
+    let user = !rustix::process::geteuid().is_root();
+    (std::io::stdout().is_terminal() && open && user && !allowed).then(|| {
+        "only you can look into it; -o allow_other lets others (where /etc/fuse.conf has user_allow_other)".to_owned()
+    })
 }
 
 fn start_log(debug: bool) -> Arc<OnceLock<Arc<Log>>> {

@@ -208,12 +208,13 @@ fn verify_compares_what_hdiutil_and_others_left_in_the_corpus() {
         return;
     };
     let scratch = Scratch::new();
-    for (name, what) in [
-        ("crates/dmgwiz/input_adc.dmg", "partition checksum"),
-        ("crates/dmgwiz/input_bzip2.dmg", "partition checksum"),
-        ("crates/dmgwiz/input_lzfse.dmg", "master checksum"),
-        ("crates/dmgwiz/input_zlib.dmg", "partition checksum"),
-        ("qemu/simple-dmg.dmg", "master checksum"),
+    // Most of the last one is its property list.
+    for (name, what, at) in [
+        ("crates/dmgwiz/input_adc.dmg", "partition checksum", 2000),
+        ("crates/dmgwiz/input_bzip2.dmg", "partition checksum", 2000),
+        ("crates/dmgwiz/input_lzfse.dmg", "master checksum", 2000),
+        ("crates/dmgwiz/input_zlib.dmg", "partition checksum", 2000),
+        ("qemu/simple-dmg.dmg", "master checksum", 0),
     ] {
         let copy = scratch.path(Path::new(name).file_name().unwrap().to_str().unwrap());
         std::fs::copy(Path::new(&corpus).join(name), &copy).unwrap();
@@ -224,7 +225,7 @@ fn verify_compares_what_hdiutil_and_others_left_in_the_corpus() {
             "{name}: {}",
             said.out
         );
-        flip(&copy, 2000);
+        flip(&copy, at);
         verified(&copy, 1);
     }
     // From which byte on its chunks lie: after the headers.

@@ -301,6 +301,24 @@ fn mount_8_and_fstab_mount_through_the_helper_as_root() {
     assert!(!Path::new(&format!("{}.overlay.qcow2", text(&image))).exists());
 }
 
+#[test]
+fn a_terminal_is_shown_columns_and_colours_and_nothing_else_is() {
+    let scratch = Scratch::new();
+    let image = demo(&scratch);
+    let program = imgfs().get_program().to_str().unwrap().to_owned();
+    let on_terminal = |set: &str, args: &str| {
+        let line = format!("{program} ls {args} {}:/p2", text(&image));
+        scratch.sh("bsdutils", &format!("TERM=xterm {set} script -qec '{line}' /dev/null < /dev/null"))
+    };
+    let coloured = on_terminal("", "");
+    assert!(coloured.contains("\x1b[1;34metc\x1b[0m  \x1b[1;34mhome\x1b[0m"), "{coloured:?}");
+    assert!(coloured.contains("\x1b[1;36mnotes\x1b[0m"), "{coloured:?}");
+    let plain = on_terminal("NO_COLOR=1", "");
+    assert_eq!(plain.trim_end(), "etc  home  lost+found  notes", "{plain:?}");
+    assert!(!on_terminal("NO_COLOR=1", "-l").contains('\x1b'));
+    assert_eq!(ok(&["ls", &format!("{}:/p2", text(&image))]), "etc\nhome\nlost+found\nnotes\n");
+}
+
 /// Names of tests in this folder and in the sources, as the page of guarantees has them.
 fn known_tests() -> BTreeSet<String> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) {

@@ -67,31 +67,70 @@ impl<'a> Dfxml<'a> {
     }
 
     fn runs(&self, job: &Job, size: u64, out: &mut dyn Write) -> Result<()> {
-        let offset_of_volume = self.volume.map_or(0, |part| part.offset);
+        let mut run: Option<ByteRun> = None;
         let mut offset = 0u64;
         let mut count = 0;
         writeln!(out, "      <byte_runs>")?;
         while offset < size && count < MAX_RUNS {
-            let Ok(Some(run)) = self.scene.forest.place(job.row.node, offset) else { break };
-            let len = run.len.min(size - offset).max(1);
-            if let Some(at) = run.at {
-                let on_disk = offset_of_volume.saturating_add(at);
-                writeln!(
-                    out,
-                    "       <byte_run file_offset='{offset}' fs_offset='{at}' img_offset='{on_disk}' len='{len}'/>"
-                )?;
-                count += 1;
-            } else if self.scene.forest.extent(job.row.node, offset).is_ok_and(|extent| !extent.stored) {
-                writeln!(out, "       <byte_run file_offset='{offset}' fill='0' len='{len}'/>")?;
-                count += 1;
-            } else {
-                // Within metadata: inline data of ext.
-                writeln!(out, "       <byte_run file_offset='{offset}' len='{len}' type='resident'/>")?;
-                count += 1;
+            let forest = self.scene.forest;
+            let Ok(Some(found)) = forest.place(job.row.node, offset) else { break };
+            let len = found.len.min(size - offset).max(1);
+            let place = match found.at {
+                Some(at) => Bytes::At(at),
+                None if forest.extent(job.row.node, offset).is_ok_and(|extent| !extent.stored) => Bytes::Hole,
+                None => Bytes::Resident,
+            };
+            match &mut run {
+                // Blocks of block numbers cut runs that are one on the disk.
+                Some(run) if run.continues(place) => run.len += len,
+                _ => {
+                    self.run(run.replace(ByteRun { offset, place, len }), out)?;
+                    count += 1;
+                }
             }
             offset += len;
         }
+        self.run(run, out)?;
         Ok(writeln!(out, "      </byte_runs>")?)
+    }
+
+    fn run(&self, run: Option<ByteRun>, out: &mut dyn Write) -> Result<()> {
+        let Some(ByteRun { offset, place, len }) = run else { return Ok(()) };
+        let attributes = match place {
+            Bytes::At(at) => {
+                let on_disk = self.volume.map_or(0, |part| part.offset).saturating_add(at);
+                format!("fs_offset='{at}' img_offset='{on_disk}' len='{len}'")
+            }
+            Bytes::Hole => format!("fill='0' len='{len}'"),
+            Bytes::Resident => format!("len='{len}' type='resident'"),
+        };
+        Ok(writeln!(out, "       <byte_run file_offset='{offset}' {attributes}/>")?)
+    }
+}
+
+/// Where bytes of a file are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bytes {
+    /// From this byte of the volume on.
+    At(u64),
+    Hole,
+    /// Within metadata, as inline data of ext are.
+    Resident,
+}
+
+/// Bytes of a file that are all in one place.
+struct ByteRun {
+    offset: u64,
+    place: Bytes,
+    len: u64,
+}
+
+impl ByteRun {
+    fn continues(&self, place: Bytes) -> bool {
+        match (self.place, place) {
+            (Bytes::At(at), Bytes::At(next)) => at.checked_add(self.len) == Some(next),
+            (here, next) => here == next,
+        }
     }
 }
 
