@@ -37,6 +37,7 @@ mod rockridge;
 mod session;
 mod susp;
 mod time;
+mod verify;
 mod zisofs;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -58,6 +59,7 @@ use super::{
 };
 use crate::bytes::Evidence;
 use crate::cache::Cache;
+use crate::check::Check;
 use crate::device::mapped::{Mapping, Place, extent_of, read_runs};
 use crate::device::{BlockDevice, Device, Extent, probe_array};
 use crate::error::{Error, Result};
@@ -366,6 +368,12 @@ impl FileSystem for Iso {
             notes: self.medium.notes.list(),
             ..Summary::default()
         }
+    }
+
+    fn checks(&self) -> Vec<Check> {
+        let Some(primary) = &self.set.primary else { return Vec::new() };
+        let size = u64::from(primary.space_size.choose(|size| size != 0)).saturating_mul(self.medium.block_size);
+        verify::checks(&self.medium.device, primary, size)
     }
 
     fn embedded(&self) -> Vec<Embedded> {

@@ -1,7 +1,7 @@
 //! What archives compare: digests, checks and manifests, against the tools that archives use.
 //!
 //! Packages: coreutils, ewf-tools, qemu-utils, e2fsprogs, dosfstools, mame-tools, libdsk-utils,
-//! partclone, sleuthkit, pigz, xz-utils, zstd, bzip2.
+//! partclone, sleuthkit, isomd5sum, xorriso, pigz, xz-utils, zstd, bzip2.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -287,6 +287,17 @@ fn verify_compares_the_checksums_of_ext_and_the_copies_of_fat() {
     // Nothing in an old ext2 carries a checksum.
     scratch.sh("e2fsprogs", "mke2fs -q -F -t ext2 -O none,filetype old.img 1M");
     verified(&scratch.path("old.img"), 2);
+}
+
+#[test]
+fn verify_compares_the_digest_that_is_implanted_in_a_disc() {
+    let scratch = Scratch::new();
+    scratch.sh("coreutils", "mkdir tree; seq 1 200000 > tree/numbers");
+    scratch.sh("xorriso", "xorriso -as mkisofs -quiet -r -o disc.iso tree 2> /dev/null");
+    let image = scratch.path("disc.iso");
+    verified(&image, 2);
+    scratch.sh("isomd5sum", "implantisomd5 disc.iso > /dev/null; checkisomd5 disc.iso > /dev/null");
+    flipped(&image, "implanted MD5 of the disc", &[300_000, 32_768 + 45]);
 }
 
 #[test]
