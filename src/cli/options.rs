@@ -406,7 +406,9 @@ pub fn help() -> String {
         text.push_str(&format!("  {:<22} {}\n", format!("{}{equals}{}", known.name, known.value), known.help));
     }
     text.push_str(
-        "\nSizes take K, M, G, T and s (sectors of 512 bytes). Words of fstab without a meaning here are ignored.",
+        "\nSizes take K, M, G, T and s (sectors of 512 bytes). Words of fstab without a meaning here are ignored.\n\
+         Linked as /sbin/mount.imgfs and /sbin/mount.fuse.imgfs, the program serves mount(8) and fstab: there\n\
+         rw, which mount(8) says by itself, means nothing, and overlay is the word for writing.",
     );
     text
 }
