@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use super::Outcome;
@@ -56,28 +58,45 @@ fn all(lazy: bool) -> Result<Outcome> {
     Ok(outcome)
 }
 
+/// How long a mount may be busy before that is an error: a program that is just being started holds
+/// the files of the one that starts it for a moment.
+const PATIENCE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// Unmounts as root directly, as an ordinary user through fusermount3.
 pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<()> {
-    let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
-    match rustix::mount::unmount(mountpoint, flags | UnmountFlags::NOFOLLOW) {
-        Ok(()) => return Ok(()),
-        Err(rustix::io::Errno::PERM) => {}
-        Err(error) => return Err(explained(mountpoint, error.into())),
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match unmount_now(mountpoint, lazy)? {
+            Ok(()) => return Ok(()),
+            Err(_) if Instant::now() < end => std::thread::sleep(PAUSE),
+            Err(busy) => bail!(
+                "{}: {busy}; `fuser -vm` shows who uses it, `imgfs umount -z` detaches it now",
+                mountpoint.display()
+            ),
+        }
     }
-    let mut command = Command::new("fusermount3");
-    command.arg(if lazy { "-uzq" } else { "-u" }).arg("--").arg(mountpoint);
-    let output =
-        command.output().context("fusermount3 (Debian package fuse3) is needed to unmount as an ordinary user")?;
-    if !output.status.success() {
-        bail!("{}", String::from_utf8_lossy(&output.stderr).trim().trim_start_matches("fusermount3: "));
-    }
-    Ok(())
 }
 
-fn explained(mountpoint: &Path, error: std::io::Error) -> anyhow::Error {
-    let advice = match error.kind() {
-        std::io::ErrorKind::ResourceBusy => "; `fuser -vm` shows who uses it, `imgfs umount -z` detaches it now",
-        _ => "",
-    };
-    anyhow::anyhow!("{}: {error}{advice}", mountpoint.display())
+/// Says what the kernel says when the mount is in use.
+fn unmount_now(mountpoint: &Path, lazy: bool) -> Result<std::io::Result<()>> {
+    let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    match rustix::mount::unmount(mountpoint, flags | UnmountFlags::NOFOLLOW) {
+        Ok(()) => return Ok(Ok(())),
+        Err(Errno::PERM) => {}
+        Err(Errno::BUSY) => return Ok(Err(Errno::BUSY.into())),
+        Err(error) => return Err(error).with_context(|| mountpoint.display().to_string()),
+    }
+    let mut command = Command::new("fusermount3");
+    command.env("LC_ALL", "C").arg(if lazy { "-uzq" } else { "-u" }).arg("--").arg(mountpoint);
+    let output =
+        command.output().context("fusermount3 (Debian package fuse3) is needed to unmount as an ordinary user")?;
+    if output.status.success() {
+        return Ok(Ok(()));
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("busy") {
+        return Ok(Err(Errno::BUSY.into()));
+    }
+    bail!("{}", said.trim().trim_start_matches("fusermount3: "))
 }
