@@ -152,9 +152,16 @@ impl Mark {
     /// Says that this process serves the mount.
     pub fn set(mounted: &Mounted, text: &str) -> Result<Self> {
         let path = folder()?.join(&mounted.device);
-        let mut file =
-            File::options().create(true).append(true).open(&path).with_context(|| path.display().to_string())?;
-        rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+        let mut file = loop {
+            let file = File::options().create(true).append(true).open(&path);
+            let file = file.with_context(|| path.display().to_string())?;
+            rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+            // The kernel gives a device's number out again at once: the daemon that had it may just
+            // have removed this file, as the last thing that it does.
+            if std::fs::metadata(&path).is_ok_and(|now| file.metadata().is_ok_and(|own| own.ino() == now.ino())) {
+                break file;
+            }
+        };
         file.set_len(0)?;
         file.write_all(text.as_bytes())?;
         Ok(Self { path, locked: file })
