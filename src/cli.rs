@@ -13,6 +13,7 @@ mod hashing;
 mod helper;
 mod info;
 mod keeper;
+mod key;
 mod list;
 mod ls;
 mod manifest;

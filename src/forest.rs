@@ -40,13 +40,15 @@ pub type Reopen = Arc<dyn Fn() -> Result<Option<Arc<dyn FileSystem>>> + Send + S
 
 /// One volume: its name in the root, its bytes, and its files when they can be read.
 pub struct Branch {
-    /// `disk`, `p1`, `boot1`.
+    /// `disk`, `p1`, `boot1`: `NAME.img` shows its bytes.
     pub name: String,
+    /// Name of the directory that shows its tree; the same, but for a volume that was encrypted.
+    pub folder: String,
     /// First byte on the disk.
     pub offset: u64,
     /// The bytes that `NAME.img` shows.
     pub device: Device,
-    /// The tree that `NAME/` shows.
+    /// The tree that `FOLDER/` shows.
     pub tree: Option<Arc<dyn FileSystem>>,
     /// How the tree is read again after someone wrote to the flat bytes.
     pub reopen: Option<Reopen>,
@@ -135,7 +137,7 @@ impl Forest {
             if let Some(tree) = &branch.tree
                 && let Some(node) = forest.plant(tree, branch, range)
             {
-                rows.push(Row { name: branch.name.clone().into_bytes(), node, kind: Kind::Directory });
+                rows.push(Row { name: branch.folder.clone().into_bytes(), node, kind: Kind::Directory });
             }
         }
         if let Some(name) = files {
@@ -187,7 +189,7 @@ impl Forest {
         }
         let (state, unsettled) = (Mutex::default(), AtomicBool::new(false));
         self.trees.push(Planted {
-            name: branch.name.clone(),
+            name: branch.folder.clone(),
             symlinks: Symlinks::AsIs,
             tree: RwLock::new(tree.clone()),
             reopen: branch.reopen.clone(),
@@ -204,7 +206,7 @@ impl Forest {
         let mut rows: Vec<Row> = Vec::new();
         for branch in branches {
             let Some(text) = pick(branch).filter(|text| !text.is_empty()) else { continue };
-            let target = if branch.tree.is_some() { branch.name.clone() } else { format!("{}.img", branch.name) };
+            let target = if branch.tree.is_some() { branch.folder.clone() } else { format!("{}.img", branch.name) };
             let plain = percent_encoded(text);
             let numbered = (2..).map(|n: u32| format!("{plain}-{n}").into_bytes());
             let mut names = std::iter::once(plain.clone().into_bytes()).chain(numbered);
@@ -628,7 +630,16 @@ mod tests {
 
     fn branch(name: &str, label: &str) -> Branch {
         let device: Device = Arc::new(Memory::new(vec![7; 1000], 512));
-        Branch { name: name.into(), offset: 0, device, tree: None, reopen: None, label: Some(label.into()), uuid: None }
+        Branch {
+            name: name.into(),
+            folder: name.into(),
+            offset: 0,
+            device,
+            tree: None,
+            reopen: None,
+            label: Some(label.into()),
+            uuid: None,
+        }
     }
 
     #[test]

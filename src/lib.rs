@@ -25,12 +25,13 @@
 //! | [`device`] | random-access bytes: file, window, concatenation, mapping, memory, sector cache, overlay | the above |
 //! | [`container`] | the host file's format, and the disk inside it; one file a format | device |
 //! | [`volume`] | partition tables | device |
+//! | [`encryption`] | encrypted volumes: LUKS, BitLocker | device |
 //! | [`filesystem`] | trees of files: FAT, ISO 9660, ext | device |
 //! | [`forest`] | `disk.img disk/ p1.img p1/ ...` | device, filesystem |
 //! | [`stack`] | builds all of it for one image | everything above |
 //! | [`fuse`] | the kernel's requests for any file system; no format is named there | filesystem |
 //!
-//! Containers, volumes and file systems are siblings that never import each other. A test reads
+//! Containers, volumes, encryption and file systems are siblings that never import each other. A test reads
 //! the `use crate::` lines and keeps this true.
 //!
 //! # What always holds
@@ -93,6 +94,7 @@ pub mod check;
 pub mod container;
 pub mod device;
 pub mod digest;
+pub mod encryption;
 pub mod error;
 pub mod filesystem;
 pub mod forest;

@@ -1,5 +1,7 @@
 //! Builds the chain of layers for one image: the only place where they meet.
 
+use std::fmt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,6 +11,7 @@ use crate::device::Device;
 use crate::device::cached::Cached;
 use crate::device::overlay::{self, Base, Overlay};
 use crate::device::window::Window;
+use crate::encryption::{self, Encrypted};
 use crate::error::{Error, Result};
 use crate::filesystem::{self, FileSystem, Summary, Timestamp};
 use crate::forest::{Branch, Forest, NakedDisk, Reopen};
@@ -32,6 +35,22 @@ pub struct Options {
     pub offset: u64,
     /// Number of bytes that count; to the end when `None`.
     pub size_limit: Option<u64>,
+    /// Where the keys of encrypted volumes come from; they stay closed when `None`.
+    pub keys: Option<Keys>,
+}
+
+/// A hook that is asked for the keys of an encrypted volume, by the volume's name: passphrases, or what
+/// is in key files. The first one that fits is taken; the volume stays closed when there are none.
+#[derive(Clone)]
+pub struct Keys(pub Arc<KeySource>);
+
+/// See [`Keys`].
+pub type KeySource = dyn Fn(&str, &Encrypted) -> Result<Vec<Vec<u8>>> + Send + Sync;
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Keys")
+    }
 }
 
 impl Default for Options {
@@ -43,6 +62,7 @@ impl Default for Options {
             writing: None,
             offset: 0,
             size_limit: None,
+            keys: None,
         }
     }
 }
@@ -92,8 +112,10 @@ pub struct ContainerFacts {
 
 /// A range of bytes, and the tree in it.
 pub struct Part {
-    /// `disk`, `p1`, `boot1`.
+    /// `disk`, `p1`, `boot1`, `p1.plain`: `NAME.img` shows its bytes.
     pub name: String,
+    /// Name of the directory that shows its tree: the same, but `p1` for `p1.plain`.
+    pub folder: String,
     /// First byte on the disk.
     pub offset: u64,
     /// Its bytes.
@@ -102,7 +124,7 @@ pub struct Part {
     pub entry: Option<Entry>,
     /// The row runs past the end of the disk.
     pub clipped: bool,
-    /// What a boot image is.
+    /// What a boot image is, or a part that is no range of the disk.
     pub what: Option<String>,
     /// The files.
     pub tree: Tree,
@@ -123,13 +145,20 @@ pub enum Tree {
     Unknown,
     /// A decoder knows it, and could not open it.
     Broken(Error),
+    /// An encrypted volume. Once it is open its tree is another part's.
+    Encrypted(Box<Encrypted>),
     /// None is looked for: a disk that has partitions instead, an extended partition.
     Structural,
 }
 
 impl Tree {
     fn open(device: &Device, options: &filesystem::Options) -> Self {
-        Self::from_result(filesystem::open(device, options))
+        // First: BitLocker To Go shows systems that do not know it a small FAT volume.
+        match encryption::describe(device.as_ref()) {
+            Ok(None) => Self::from_result(filesystem::open(device, options)),
+            Ok(Some(encrypted)) => Self::Encrypted(Box::new(encrypted)),
+            Err(error) => Self::Broken(error),
+        }
     }
 
     fn from_result(result: Result<Option<(&'static str, Arc<dyn FileSystem>)>>) -> Self {
@@ -177,6 +206,7 @@ impl Image {
         let disk = windowed(whole, options)?;
         let scan = volume::scan(&disk);
         let mut parts = parts(&disk, &scan, &options.filesystem);
+        unlock(&mut parts, options)?;
         if overlay.is_some() {
             parts.insert(1.min(parts.len()), untouched(windowed(cached.clone(), options)?));
         }
@@ -187,7 +217,7 @@ impl Image {
     /// Everything under one root.
     pub fn forest(&self) -> Forest {
         let branches: Vec<Branch> = self.parts.iter().map(|part| part.branch(&self.options)).collect();
-        let mut forest = Forest::new(&branches, self.main_part().map(|part| part.name.as_str()), self.modified);
+        let mut forest = Forest::new(&branches, self.main_part().map(|part| part.folder.as_str()), self.modified);
         for track in &self.tracks {
             forest.add_file(format!("t{:02}.wav", track.number), track.device.clone());
         }
@@ -226,13 +256,20 @@ impl Image {
         NakedDisk::new(self.disk.clone(), self.modified)
     }
 
+    /// The part whose tree is shown as `folder`; the one of that name where there is no such tree.
+    pub fn part(&self, folder: &str) -> Option<&Part> {
+        let open = |part: &&Part| part.folder == folder && part.tree.tree().is_some();
+        self.parts.iter().find(open).or_else(|| self.parts.iter().find(|part| part.name == folder))
+    }
+
     /// The tree that most people want: the only one, or the one with the most bytes in use. A boot
     /// image only when there is nothing else.
     pub fn main_part(&self) -> Option<&Part> {
         let rank = |part: &&Part| {
             let summary = part.tree.summary()?;
             let used = summary.total_blocks.saturating_sub(summary.free_blocks);
-            Some((part.what.is_none(), used.saturating_mul(u64::from(summary.block_size))))
+            let boot_image = part.what.is_some() && part.name == part.folder;
+            Some((!boot_image, used.saturating_mul(u64::from(summary.block_size))))
         };
         let open = self.parts.iter().filter(|part| part.tree.summary().is_some());
         // The first of equals: a hybrid disc's own tree before the partition that repeats it.
@@ -241,10 +278,15 @@ impl Image {
 }
 
 impl Part {
+    fn new(name: String, offset: u64, device: Device, tree: Tree) -> Self {
+        Self { folder: name.clone(), name, offset, device, entry: None, clipped: false, what: None, tree }
+    }
+
     fn branch(&self, options: &filesystem::Options) -> Branch {
         let summary = self.tree.summary();
         Branch {
             name: self.name.clone(),
+            folder: self.folder.clone(),
             offset: self.offset,
             device: self.device.clone(),
             reopen: self.device.writer().map(|_| reopen(&self.device, options)),
@@ -319,7 +361,7 @@ fn is_missing(overlay: &Path) -> bool {
 /// `base.img`: the disk as it is below the overlay.
 fn untouched(device: Device) -> Part {
     let what = Some("the disk without the overlay".to_owned());
-    Part { name: "base".to_owned(), offset: 0, device, entry: None, clipped: false, what, tree: Tree::Structural }
+    Part { what, ..Part::new("base".to_owned(), 0, device, Tree::Structural) }
 }
 
 /// Decodes the volume on a device anew, each time it is called.
@@ -349,31 +391,68 @@ fn parts(disk: &Device, scan: &Result<Option<Scan>>, options: &filesystem::Optio
         }
         _ => Tree::open(disk, options),
     };
-    let whole = |tree| Part {
-        name: "disk".to_owned(),
-        offset: 0,
-        device: disk.clone(),
-        entry: None,
-        clipped: false,
-        what: None,
-        tree,
-    };
-    let mut parts = vec![whole(tree)];
+    let mut parts = vec![Part::new("disk".to_owned(), 0, disk.clone(), tree)];
     for volume in table.iter().flat_map(|table| &table.volumes) {
         let tree = if volume.entry.structural { Tree::Structural } else { Tree::open(&volume.device, options) };
-        parts.push(Part {
-            name: format!("p{}", volume.entry.slot),
-            offset: volume.entry.start,
-            device: volume.device.clone(),
-            entry: Some(volume.entry.clone()),
-            clipped: volume.clipped,
-            what: None,
-            tree,
-        });
+        let name = format!("p{}", volume.entry.slot);
+        let part = Part::new(name, volume.entry.start, volume.device.clone(), tree);
+        parts.push(Part { entry: Some(volume.entry.clone()), clipped: volume.clipped, ..part });
     }
     let boot = boot_images(&parts, options);
     parts.extend(boot);
     parts
+}
+
+/// Opens encrypted volumes: each becomes a part more, behind its own. A key that opens none of them is
+/// refused; what one key opens, the others need not.
+fn unlock(parts: &mut Vec<Part>, options: &Options) -> Result<()> {
+    let mut refused = None;
+    let mut opened = false;
+    for mut part in std::mem::take(parts) {
+        let Tree::Encrypted(encrypted) = &mut part.tree else {
+            parts.push(part);
+            continue;
+        };
+        let plain = match plain(&part.name, encrypted, &part.device, options.keys.as_ref()) {
+            Ok(plain) => plain,
+            Err(error) if options.keys.is_none() => {
+                encrypted.notes.push(format!("no key would open it: {error}"));
+                None
+            }
+            Err(error) => {
+                refused.get_or_insert(error);
+                None
+            }
+        };
+        let what = Some(format!("{} without its {}", part.name, encrypted.variant));
+        let (name, folder, offset) = (format!("{}.plain", part.name), part.name.clone(), part.offset);
+        parts.push(part);
+        if let Some(device) = plain {
+            opened = true;
+            let tree = Tree::from_result(filesystem::open(&device, &options.filesystem));
+            parts.push(Part { folder, what, ..Part::new(name, offset, device, tree) });
+        }
+    }
+    refused.filter(|_| !opened).map_or(Ok(()), Err)
+}
+
+/// The bytes of an encrypted volume, when it opens without a key, or with one of those that there are.
+fn plain(name: &str, encrypted: &Encrypted, device: &Device, keys: Option<&Keys>) -> Result<Option<Device>> {
+    if let Some(plain) = encryption::unlock(device, None)? {
+        return Ok(Some(plain));
+    }
+    let Some(Keys(source)) = keys else { return Ok(None) };
+    let keys = source(name, encrypted)?;
+    for key in &keys {
+        if let Some(plain) = encryption::unlock(device, Some(key))? {
+            return Ok(Some(plain));
+        }
+    }
+    if keys.is_empty() {
+        return Ok(None);
+    }
+    let why = std::io::Error::new(ErrorKind::PermissionDenied, "the passphrase or key does not open it");
+    Err(Error::io(format!("{name} ({})", encrypted.variant), why))
 }
 
 /// The images that volumes carry outside their trees. A hybrid disc shows the same catalogue as a
@@ -390,15 +469,9 @@ fn boot_images(parts: &[Part], options: &filesystem::Options) -> Vec<Part> {
             }
             let Ok(window) = Window::new(part.device.clone(), image.offset, image.len) else { continue };
             let device: Device = Arc::new(window.with_sector_size(512));
-            found.push(Part {
-                name: format!("boot{}", found.len().saturating_add(1)),
-                offset,
-                tree: Tree::open(&device, options),
-                device,
-                entry: None,
-                clipped: false,
-                what: Some(image.what),
-            });
+            let name = format!("boot{}", found.len().saturating_add(1));
+            let tree = Tree::open(&device, options);
+            found.push(Part { what: Some(image.what), ..Part::new(name, offset, device, tree) });
         }
     }
     found

@@ -28,7 +28,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         !stdout.is_terminal() || args.targets.len() == 1,
         "several files to a terminal would run into each other: name one, or redirect"
     );
-    Sandbox::enter_for(&args.image.safety, &args.targets)?;
+    Sandbox::enter_for(&args.image, &args.targets)?;
     let mut out = stdout.lock();
     for text in &args.targets {
         let target = Target::parse(text)?;

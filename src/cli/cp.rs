@@ -87,7 +87,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
 
 /// Gives up all rights but those to read the images and to fill the destination.
 fn confine(args: &Args, sources: &[OsString], dest: &Path) -> Result<()> {
-    let mut sandbox = Sandbox::new(&args.edit.image.safety);
+    let mut sandbox = args.edit.image.sandbox()?;
     for source in sources {
         sandbox.image(&Target::parse(source)?.image);
     }

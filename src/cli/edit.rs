@@ -164,7 +164,7 @@ fn parsed(targets: &[OsString]) -> Result<Vec<Target>> {
 /// Gives up all rights but those to read the sources and the images, and to write overlays; images
 /// only with `--in-place`.
 fn confine(args: &EditArgs, targets: &[Target], sources: &[PathBuf]) -> Result<()> {
-    let mut sandbox = Sandbox::new(&args.image.safety);
+    let mut sandbox = args.image.sandbox()?;
     for target in targets {
         sandbox.image(&target.image);
         if let Some(writing) = args.writing.parse(&target.image, true)? {
@@ -194,7 +194,8 @@ struct Editor<'a> {
 
 /// Opens the image with its overlay, edits, and makes the edit stable; `--in-place` commits it.
 fn edit(args: &EditArgs, target: &Target, change: impl FnOnce(&Editor<'_>, &Target) -> Result<()>) -> Result<()> {
-    let mut options = MountOptions::parse(args.image.options.iter().map(String::as_str))?;
+    // What is encrypted cannot be written to: nobody is asked for its passphrase.
+    let mut options = args.image.parse(false)?;
     options.stack.writing = args.writing.parse(&target.image, true)?;
     let fresh = match &options.stack.writing {
         Some(Writing::Overlay(path, _)) if !path.exists() => Some(path.clone()),

@@ -61,7 +61,7 @@ struct Line {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
-    Sandbox::enter_for(&args.image.safety, [&args.target])?;
+    Sandbox::enter_for(&args.image, [&args.target])?;
     let target = Target::parse(&args.target)?;
     anyhow::ensure!(target.path.is_empty(), "hash is about a whole image: leave out the path");
     let image = target.open(&args.image)?;

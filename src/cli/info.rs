@@ -5,6 +5,7 @@ use std::io::Write;
 
 use anyhow::Result;
 use imgfs::bytes::Evidence;
+use imgfs::encryption::Encrypted;
 use imgfs::filesystem::Summary;
 use imgfs::stack::{Image, Part, Tree};
 use imgfs::text::printable;
@@ -31,10 +32,11 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
-    Sandbox::enter_for(&args.image.safety, [&args.target])?;
+    Sandbox::enter_for(&args.image, [&args.target])?;
     let target = Target::parse(&args.target)?;
     anyhow::ensure!(target.path.is_empty(), "info is about a whole image: leave out the path");
-    let image = target.open(&args.image)?;
+    // It says that a volume is encrypted without opening it; asking would be in the way.
+    let image = target.open_with(args.image.parse(false)?)?;
     let mut out = std::io::stdout().lock();
     if args.json {
         let mut value = describe(&image);
@@ -100,9 +102,25 @@ fn print_part(part: &Part, out: &mut dyn Write) -> Result<()> {
         Tree::Open { summary, .. } => print_summary(summary, out)?,
         Tree::Unknown => writeln!(out, "  no file system that imgfs knows: only {}.img", part.name)?,
         Tree::Broken(error) => writeln!(out, "  no tree: {error}")?,
+        Tree::Encrypted(encrypted) => print_encrypted(encrypted, out)?,
         Tree::Structural => {}
     }
     Ok(())
+}
+
+fn print_encrypted(encrypted: &Encrypted, out: &mut dyn Write) -> Result<()> {
+    write!(out, "  {}, encrypted", encrypted.variant)?;
+    if let Some(label) = &encrypted.label {
+        write!(out, ", label \"{label}\"")?;
+    }
+    if let Some(uuid) = &encrypted.uuid {
+        write!(out, ", UUID {uuid}")?;
+    }
+    writeln!(out)?;
+    for (name, value) in &encrypted.facts {
+        writeln!(out, "  {name}: {value}")?;
+    }
+    notes(&encrypted.notes, out)
 }
 
 fn print_summary(summary: &Summary, out: &mut dyn Write) -> Result<()> {
@@ -213,8 +231,18 @@ fn describe_part(part: &Part) -> Value {
             "notes": summary.notes,
         }),
         Tree::Broken(error) => json!({ "error": error.to_string() }),
-        Tree::Unknown | Tree::Structural => Value::Null,
+        Tree::Encrypted(_) | Tree::Unknown | Tree::Structural => Value::Null,
     };
     merge(&mut value, json!({ "tree": tree }));
+    if let Tree::Encrypted(encrypted) = &part.tree {
+        let facts = encrypted.facts.iter().map(|(name, value)| json!({ "name": name, "value": value }));
+        merge(
+            &mut value,
+            json!({ "encryption": {
+                "format": encrypted.format, "variant": encrypted.variant, "label": encrypted.label,
+                "uuid": encrypted.uuid, "facts": facts.collect::<Vec<_>>(), "notes": encrypted.notes,
+            }}),
+        );
+    }
     value
 }

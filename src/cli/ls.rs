@@ -36,7 +36,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<Outcome> {
     let look = Look::of_stdout();
-    Sandbox::enter_for(&args.image.safety, &args.targets)?;
+    Sandbox::enter_for(&args.image, &args.targets)?;
     if args.json {
         return as_json(args);
     }

@@ -124,7 +124,7 @@ trait Writer {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
-    Sandbox::enter_for(&args.image.safety, [&args.target])?;
+    Sandbox::enter_for(&args.image, [&args.target])?;
     let format = if args.json { Format::Json } else { args.format };
     let target = Target::parse(&args.target)?;
     let image = target.open(&args.image)?;

@@ -24,6 +24,7 @@ use serde_json::json;
 use signal_hook::iterator::Signals;
 
 use super::keeper::{self, Keeper};
+use super::key;
 use super::options::{self, MountOptions, SymlinkChoice, WritingArgs};
 use super::provenance::{Log, Logger};
 use super::runtime::{self, Mark, Mounts};
@@ -63,6 +64,9 @@ pub struct Args {
     /// Set by the first process for the second
     #[arg(long, hide = true)]
     daemon: bool,
+    /// Set by the first process: there is someone to ask for a passphrase
+    #[arg(long, hide = true)]
+    ask: bool,
     /// The image: a file or a block device; IMAGE@@SIZE starts at that byte
     #[arg(value_name = "IMAGE")]
     target: std::ffi::OsString,
@@ -74,12 +78,13 @@ pub fn run(args: &Args) -> Result<Outcome> {
     if !args.foreground && !args.debug && !args.daemon {
         return start_daemon(args);
     }
+    let mut options = args.image.parse(args.ask || key::attended())?;
     if args.daemon {
-        // Away from the terminal and its signals. Fails only for a process that leads a group already.
+        // Away from the terminal and its signals, now that it is open where a passphrase may be needed.
+        // Fails only for a process that leads a group already.
         let _ = rustix::process::setsid();
     }
     let kept = start_log(args.debug);
-    let mut options = MountOptions::parse(args.image.options.iter().map(String::as_str))?;
     if let Some(size) = &args.cache_size {
         options.stack.cache_size = options::size(size).context("--cache-size")?;
         options.stack.container.cache_size = options.stack.cache_size;
@@ -191,7 +196,7 @@ fn prepare_writing(writing: Option<&mut Writing>) -> Result<(Option<PathBuf>, Op
 /// Gives up all rights but those of a daemon: to read the image and what belongs to it, to write to
 /// the overlay (to the image itself only for `--commit`), and to answer the kernel.
 fn confine(args: &Args, options: &MountOptions, image: &Path) -> Result<()> {
-    let mut sandbox = Sandbox::new(&args.image.safety);
+    let mut sandbox = args.image.sandbox()?;
     sandbox.image(image);
     sandbox.device(Path::new("/dev/fuse"));
     // Where its mark goes. Without a place for it `umount` does not wait, and nothing else is amiss.
@@ -242,7 +247,9 @@ fn start_daemon(args: &Args) -> Result<Outcome> {
     if words.peek().is_some_and(|word| word == "mount") {
         words.next();
     }
-    command.arg("mount").arg("--daemon").args(words).stdin(Stdio::null()).stdout(Stdio::piped());
+    command.arg("mount").arg("--daemon").args(key::attended().then_some("--ask")).args(words);
+    let stdin = if args.image.key.uses_stdin() { Stdio::inherit() } else { Stdio::null() };
+    command.stdin(stdin).stdout(Stdio::piped());
     // glibc would give each thread its own heap, and what one thread keeps and another drops would
     // fill all of them: half as much again as the caches hold.
     if std::env::var_os(HEAPS).is_none() {
@@ -289,6 +296,18 @@ fn report(image: &Image) {
         if let Tree::Broken(error) = &part.tree {
             log::warn!("{} has no tree: {error}; {}.img shows its bytes", part.name, part.name);
         }
+        if let Tree::Encrypted(encrypted) = &part.tree {
+            let variant = &encrypted.variant;
+            if image.part(&part.name).is_none_or(|shown| shown.name == part.name) {
+                log::warn!(
+                    "{} is encrypted ({variant}): only {}.img is there; --key-file opens it",
+                    part.name,
+                    part.name
+                );
+            } else if image.overlay.is_some() {
+                log::warn!("{} is encrypted ({variant}): its tree is read-only", part.name);
+            }
+        }
         for note in part.tree.summary().iter().flat_map(|summary| &summary.notes) {
             log::info!("{}: {note}", part.name);
         }
@@ -306,13 +325,14 @@ fn tree(image: &Image, options: &MountOptions, mountpoint: &Path) -> Result<Arc<
     };
     let part = match wanted {
         None => image.main_part(),
-        Some(name) => image.parts.iter().find(|part| part.name == *name),
+        Some(name) => image.part(name),
     };
     match (part.map(|part| &part.tree), wanted) {
         (Some(Tree::Open { tree, .. }), _) => {
             let symlinks = symlinks(options, SymlinkChoice::AsIs, mountpoint);
             Ok(Arc::new(Escaped::new(tree.clone()).with_symlinks(symlinks)))
         }
+        (Some(Tree::Encrypted(_)), _) => bail!("this volume is encrypted: --key-file FILE opens it"),
         (Some(Tree::Broken(error)), _) => Err(error.clone()).context("this volume has no tree"),
         (_, Some(name)) => bail!("there is no tree {name}; `imgfs info` lists what there is"),
         (_, None) => bail!("no file system that imgfs knows; without -o tree, disk.img shows the bytes"),

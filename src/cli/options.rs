@@ -42,6 +42,10 @@ pub struct MountOptions {
     pub dmode: Option<u16>,
     /// `hashes`: `user.hash.sha256` of every file, calculated when it is asked for.
     pub hashes: bool,
+    /// `keyfile=`: files with keys of encrypted volumes.
+    pub key_files: Vec<PathBuf>,
+    /// `nokey`: encrypted volumes stay closed, and nobody is asked.
+    pub no_key: bool,
     /// `symlinks=`: what becomes of symbolic links.
     pub symlinks: Option<SymlinkChoice>,
 }
@@ -214,6 +218,8 @@ pub const KNOWN: &[Known] = &[
     known("snapshot", "NAME", "an internal snapshot of the container"),
     known("bad", "zero", "read what is known to be unreadable (ddrescue's map) as zeros"),
     known("nospool", "", "never unpack into a temporary file (xz, zst and bz2 of one piece)"),
+    known("keyfile", "FILE", "open encrypted volumes with what is in this file, as --key-file"),
+    known("nokey", "", "leave encrypted volumes closed without asking for a passphrase"),
     known("cache", "SIZE", "bound on the sector cache (default 32M)"),
     known("codepage", "N", "FAT: code page of short names (default 437)"),
     known("time_offset", "MINUTES", "FAT: minutes from UTC to the times on the disk"),
@@ -315,6 +321,8 @@ impl MountOptions {
             "snapshot" => self.stack.container.snapshot = Some(text.to_owned()),
             "bad" if text == "zero" => self.stack.container.bad_as_zeros = true,
             "bad" => bail!("zero is the only choice"),
+            "keyfile" => self.key_files.push(text.into()),
+            "nokey" => self.no_key = true,
             "nospool" => self.stack.container.no_spool = true,
             "cache" => {
                 self.stack.cache_size = size(text)?;

@@ -25,7 +25,7 @@ use landlock::{
     RulesetCreatedAttr, Scope, make_bitflags,
 };
 
-use super::target::Target;
+use super::target::{ImageArgs, Target};
 
 /// The newest rules that are asked for; older kernels take those that they know.
 const RULES: ABI = ABI::V6;
@@ -63,8 +63,8 @@ impl Sandbox {
     }
 
     /// Confines a command that reads these images and nothing else.
-    pub fn enter_for<'a>(args: &SafetyArgs, targets: impl IntoIterator<Item = &'a OsString>) -> Result<()> {
-        let mut sandbox = Self::new(args);
+    pub fn enter_for<'a>(args: &ImageArgs, targets: impl IntoIterator<Item = &'a OsString>) -> Result<()> {
+        let mut sandbox = args.sandbox()?;
         for target in targets {
             // What is not there is said when it is opened.
             if let Ok(target) = Target::parse(target) {
@@ -308,7 +308,7 @@ mod tests {
     fn an_extraction_makes_links_and_modes_in_its_destination_only() {
         let places = Places::new("extract");
         let (dest, elsewhere) = (places.path("cache"), places.path("elsewhere"));
-        let mut sandbox = places.sandbox();
+        let mut sandbox = places.sandbox()?;
         sandbox.extract_to(&dest, false);
         confined(sandbox, move || {
             std::fs::create_dir(dest.join("folder")).unwrap();

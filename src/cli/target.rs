@@ -10,8 +10,9 @@ use imgfs::filesystem::{FileSystem, NodeId};
 use imgfs::forest::Forest;
 use imgfs::stack::{Image, Tree};
 
+use super::key::{self, KeyArgs};
 use super::options::{self, MountOptions};
-use super::sandbox::SafetyArgs;
+use super::sandbox::{SafetyArgs, Sandbox};
 
 /// How an image is named and read: the arguments that every command shares.
 #[derive(clap::Args, Clone)]
@@ -20,7 +21,28 @@ pub struct ImageArgs {
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
     #[command(flatten)]
+    pub key: KeyArgs,
+    #[command(flatten)]
     pub safety: SafetyArgs,
+}
+
+impl ImageArgs {
+    /// The options, and the keys; `ask` as for [`KeyArgs::source`].
+    pub fn parse(&self, ask: bool) -> Result<MountOptions> {
+        let mut options = MountOptions::parse(self.options.iter().map(String::as_str))?;
+        self.key.prepare(&options, ask)?;
+        options.stack.keys = self.key.source(ask);
+        Ok(options)
+    }
+
+    /// What a command keeps that decodes an image named so.
+    pub fn sandbox(&self) -> Result<Sandbox> {
+        self.parse(key::attended())?;
+        let mut sandbox = Sandbox::new(&self.safety);
+        // How much memory a derivation of keys can have.
+        sandbox.read(Path::new("/proc/meminfo"));
+        Ok(sandbox)
+    }
 }
 
 /// An image, and a path in it.
@@ -51,7 +73,7 @@ impl Target {
 
     /// Opens the image.
     pub fn open(&self, args: &ImageArgs) -> Result<Image> {
-        self.open_with(MountOptions::parse(args.options.iter().map(String::as_str))?)
+        self.open_with(args.parse(key::attended())?)
     }
 
     /// Opens the image with options already parsed.
@@ -100,7 +122,7 @@ impl Target {
             Tree::Open { tree, .. } => imgfs::forest::find(tree.as_ref(), &self.path).is_ok(),
             _ => false,
         };
-        image.parts.iter().find(|part| has(&part.tree)).map(|part| part.name.as_str())
+        image.parts.iter().find(|part| has(&part.tree)).map(|part| part.folder.as_str())
     }
 
     /// Last name of the path; `None` for the root.

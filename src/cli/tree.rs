@@ -29,7 +29,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
-    Sandbox::enter_for(&args.image.safety, [&args.target])?;
+    Sandbox::enter_for(&args.image, [&args.target])?;
     let target = Target::parse(&args.target)?;
     let image = target.open(&args.image)?;
     let forest = image.forest();

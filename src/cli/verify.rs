@@ -157,7 +157,7 @@ fn describe(line: &Line) -> serde_json::Value {
 fn lines(args: &Args, bar: &ProgressBar) -> Result<Vec<Line>> {
     let target = Target::parse(&args.target)?;
     anyhow::ensure!(target.path.is_empty(), "verify is about a whole image: leave out the path");
-    let mut sandbox = Sandbox::new(&args.image.safety);
+    let mut sandbox = args.image.sandbox()?;
     sandbox.image(&target.image);
     if let Some(bag) = sums::bag_of(&target.image) {
         sandbox.read(&bag);

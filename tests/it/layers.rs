@@ -1,4 +1,4 @@
-//! The import rule: `error, bytes, text, cache <- device <- container, volume, filesystem` (siblings,
+//! The import rule: `error, bytes, text, cache <- device <- container, volume, encryption, filesystem` (siblings,
 //! never each other) `<- forest <- stack <- fuse, cli <- main`, and what else is kept in one place.
 
 use std::collections::BTreeSet;
@@ -15,11 +15,12 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("check", &["error", "device", "digest"]),
     ("container", &["error", "bytes", "text", "cache", "device", "digest", "check", "container"]),
     ("volume", &["error", "bytes", "text", "cache", "device", "check", "volume"]),
+    ("encryption", &["error", "bytes", "text", "cache", "device", "encryption"]),
     ("filesystem", &["error", "bytes", "text", "cache", "device", "digest", "check", "filesystem"]),
     ("forest", &["error", "bytes", "text", "cache", "device", "filesystem", "forest"]),
     (
         "stack",
-        &["error", "bytes", "text", "cache", "device", "check", "container", "volume", "filesystem", "forest", "stack"],
+        &["error", "bytes", "text", "cache", "device", "check", "container", "volume", "encryption", "filesystem", "forest", "stack"],
     ),
     // Any tree can be mounted: how it came about is not the adapter's business.
     ("fuse", &["error", "bytes", "text", "cache", "digest", "filesystem", "fuse"]),

@@ -6,6 +6,7 @@ mod containers;
 mod corpus;
 mod disks;
 mod dmg;
+mod encryption;
 mod evil;
 mod ewf;
 mod ext;
