@@ -36,6 +36,7 @@ use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -116,6 +117,7 @@ enum Outcome {
 
 /// Runs the command line; errors go to standard error as one chain of causes.
 pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
+    allow_many_files();
     let words: Vec<OsString> = args.collect();
     if helper::is_called(words.first().map(OsString::as_os_str)) {
         return helper::run(words.get(1..).unwrap_or_default());
@@ -157,6 +159,13 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+/// An image in pieces takes an open file for each: as many as the system lets this process have.
+fn allow_many_files() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where it is refused there are fewer.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// `imgfs IMAGE MOUNTPOINT` is `imgfs mount IMAGE MOUNTPOINT`: a first word that names no command

@@ -1,7 +1,7 @@
 //! Containers: the format of the host file, and the disk inside it.
 //!
-//! A format is recognised by its bytes, never by its name (pieces of a split raw image are the one
-//! exception: they have no magic number). What it refers to (segments, extents, parents) is opened
+//! A format is recognised by its bytes, never by its name (pieces of a split raw image, and files that
+//! stand for a whole folder, are the exceptions: they have no magic number). What it refers to (segments, extents, parents) is opened
 //! through [`Companions`] alone.
 //!
 //! ```text
@@ -15,6 +15,7 @@ mod bad;
 mod bz2;
 mod ccd;
 mod chd;
+mod clonezilla;
 mod compressed;
 mod cqm;
 mod cso;
@@ -40,6 +41,7 @@ mod partclone;
 mod qcow;
 mod qcow2;
 mod rawcd;
+mod sparsebundle;
 mod sparseimage;
 mod split;
 mod table;
@@ -64,6 +66,8 @@ use std::sync::Arc;
 
 use crate::check::{Check, MAX_FAULTS};
 use crate::device::file::HostFile;
+use crate::device::mapped::{Mapped, RunList};
+use crate::device::memory::Memory;
 use crate::device::{BlockDevice, Device};
 use crate::error::{Error, Result};
 use crate::text::printable;
@@ -85,6 +89,10 @@ pub struct Options {
     pub cache_folder: Option<PathBuf>,
     /// Told about work that takes long.
     pub progress: Option<Progress>,
+    /// Which disk of an image that holds several, from 1; the first one when `None`.
+    pub disk: Option<u32>,
+    /// GNU ddrescue's map of the image, when it does not lie beside it.
+    pub map: Option<PathBuf>,
     /// Ranges that could not be read when the image was made are zeros, not errors.
     pub bad_as_zeros: bool,
     /// Wrappers taken off so far, 0 for a caller: a file can be made to hold itself.
@@ -182,6 +190,9 @@ pub const FORMATS: &[ContainerFormat] = &[
     split::FORMAT,
     // By a map beside the image, which says what of the bytes can be believed, whatever they are.
     ddrescue::FORMAT,
+    // By the names of the files around it: folders.
+    clonezilla::FORMAT,
+    sparsebundle::FORMAT,
     // These have their magic number in the first bytes, which no guest can write.
     qcow2::FORMAT,
     qcow::FORMAT,
@@ -245,7 +256,37 @@ pub trait Companions {
     fn open_disk(&self, name: &Path, format: Option<&str>) -> Result<Opened>;
     /// Names of the files beside the image.
     fn siblings(&self) -> Result<Vec<PathBuf>>;
+    /// Names of the files in a folder beside the image.
+    fn inside(&self, folder: &Path) -> Result<Vec<PathBuf>>;
+    /// Opens the bytes of a file in a folder beside the image.
+    fn open_inside(&self, folder: &Path, name: &Path) -> Result<Device>;
+    /// GNU ddrescue's map that the user named.
+    fn map(&self) -> Option<(PathBuf, Device)>;
 }
+
+/// So many bytes that are not stored anywhere.
+fn zeros(size: u64) -> Device {
+    let nothing: Device = Arc::new(Memory::new(Vec::new(), 512));
+    Arc::new(Mapped::new(Arc::new(RunList::new(size)), nothing, None, 512, 0))
+}
+
+/// The disk that the user wants of several, and how many there are, for `info`.
+fn choose<'a, T>(
+    format: &'static str,
+    disks: &'a [T],
+    options: &Options,
+) -> Result<(&'a T, Option<(&'static str, String)>)> {
+    let number = options.disk.unwrap_or(1);
+    let index = usize::try_from(number).ok().and_then(|number| number.checked_sub(1));
+    let disk = index.and_then(|index| disks.get(index));
+    let disk =
+        disk.ok_or_else(|| Error::unsupported(format, format!("the disk {number} (there are {})", disks.len())))?;
+    let several = disks.len() > 1 || options.disk.is_some();
+    Ok((disk, several.then(|| (CHOICE, format!("{number} of {}", disks.len())))))
+}
+
+/// The fact by which it is known that there was a choice.
+const CHOICE: &str = "shown disk";
 
 /// The file beside the image that one of these paths means. Paths of Windows and of other machines
 /// are worth their last component only, and Windows does not tell `A` from `a`. When there is no
@@ -271,6 +312,7 @@ struct Folder<'a> {
     path: &'a Path,
     options: &'a Options,
     depth: usize,
+    map: Option<(PathBuf, Device)>,
 }
 
 impl Folder<'_> {
@@ -297,6 +339,16 @@ impl Folder<'_> {
         let path = self.path.with_file_name(plain);
         if std::fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink()) {
             return Err(refused("it is a symbolic link, which could lead anywhere"));
+        }
+        Ok(path)
+    }
+
+    /// The path of a folder beside the image.
+    fn folder(&self, name: &Path) -> Result<PathBuf> {
+        let path = self.beside(name)?;
+        let io = |source| Error::io(path.display().to_string(), source);
+        if !std::fs::symlink_metadata(&path).map_err(io)?.is_dir() {
+            return Err(io(ErrorKind::NotADirectory.into()));
         }
         Ok(path)
     }
@@ -331,29 +383,57 @@ impl Companions for Folder<'_> {
         }
         let device = self.open_file(&path)?;
         let options = Options { format: format.map(str::to_owned), snapshot: None, ..self.options.clone() };
-        let companions = Folder { path: &path, options: &options, depth: self.depth.saturating_add(1) };
+        let depth = self.depth.saturating_add(1);
+        let companions = Folder { path: &path, options: &options, depth, map: None };
         open_device(device, &companions, &options)
     }
 
     fn siblings(&self) -> Result<Vec<PathBuf>> {
-        let folder = match self.path.parent() {
+        names(match self.path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
-        };
-        let io = |source| Error::io(folder.display().to_string(), source);
-        let names =
-            std::fs::read_dir(folder).map_err(io)?.map(|entry| Ok(PathBuf::from(entry.map_err(io)?.file_name())));
-        names.collect()
+        })
+    }
+
+    fn inside(&self, folder: &Path) -> Result<Vec<PathBuf>> {
+        names(&self.folder(folder)?)
+    }
+
+    fn open_inside(&self, folder: &Path, name: &Path) -> Result<Device> {
+        let path = self.folder(folder)?.join("that");
+        let within = Folder { path: &path, options: self.options, depth: self.depth, map: None };
+        self.open_file(&within.beside(name)?)
+    }
+
+    fn map(&self) -> Option<(PathBuf, Device)> {
+        self.map.clone()
     }
 }
 
+fn names(folder: &Path) -> Result<Vec<PathBuf>> {
+    let io = |source| Error::io(folder.display().to_string(), source);
+    let names = std::fs::read_dir(folder).map_err(io)?.map(|entry| Ok(PathBuf::from(entry.map_err(io)?.file_name())));
+    names.collect()
+}
+
+/// Files that stand for the whole folder which they are in.
+const DESCRIPTIONS: [&str; 4] = ["DiskDescriptor.xml", sparsebundle::NAME, clonezilla::NAMES[0], clonezilla::NAMES[1]];
+
 /// Opens the container in a host file and gives the disk inside. A folder that is one disk (a
-/// Parallels `.hdd` bundle) is opened through the file in it that describes it.
+/// Parallels `.hdd` bundle, a sparse bundle, what Clonezilla saved) is opened through the file in it
+/// that describes it.
 pub fn open(path: &Path, options: &Options) -> Result<Opened> {
-    let described = path.join("DiskDescriptor.xml");
-    let path = if described.is_file() { described.as_path() } else { path };
+    let described = DESCRIPTIONS.iter().map(|name| path.join(name)).find(|path| path.is_file());
+    let path = described.as_deref().unwrap_or(path);
     let device: Device = Arc::new(HostFile::open(path)?);
-    let mut opened = open_device(device.clone(), &Folder { path, options, depth: 0 }, options)?;
+    let map = match &options.map {
+        Some(map) => Some((map.clone(), Arc::new(HostFile::open(map)?) as Device)),
+        None => None,
+    };
+    let mut opened = open_device(device.clone(), &Folder { path, options, depth: 0, map }, options)?;
+    if options.disk.is_some() && opened.fact(CHOICE).is_none() {
+        return Err(Error::unsupported(opened.format, "a choice of disks: it holds one"));
+    }
     opened.add("file size", format!("{} bytes", device.size()));
     if let Some(metadata) = device.host_file().and_then(|span| span.file.metadata().ok()).filter(Metadata::is_file) {
         // The unit of st_blocks is 512 bytes on every file system.
@@ -364,6 +444,10 @@ pub fn open(path: &Path, options: &Options) -> Result<Opened> {
 
 fn open_device(device: Device, companions: &dyn Companions, options: &Options) -> Result<Opened> {
     match options.format.as_deref() {
+        // Whatever it is said to be: what the map says of its bytes holds.
+        Some(name) if companions.map().is_some() && name != ddrescue::FORMAT.name => {
+            ddrescue::open_as(name, device, companions, options)
+        }
         Some("raw") => open_raw(device, options),
         Some(name) => {
             let known = FORMATS.iter().find(|format| format.name == name);

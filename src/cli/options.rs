@@ -216,8 +216,10 @@ pub const KNOWN: &[Known] = &[
     known("length", "SIZE", ""),
     known("format", "NAME", "the container's format, not to be probed; raw is one"),
     known("snapshot", "NAME", "an internal snapshot of the container"),
+    known("disk", "N", "of an image that holds several disks (OVA, Clonezilla), this one, from 1"),
     known("bad", "zero", "read what is known to be unreadable (ddrescue's map) as zeros"),
     known("nospool", "", "never unpack into a temporary file (xz, zst and bz2 of one piece)"),
+    known("spool-max", "SIZE", "bound on such a file (default 64G; zeros take no room)"),
     known("keyfile", "FILE", "open encrypted volumes with what is in this file, as --key-file"),
     known("nokey", "", "leave encrypted volumes closed without asking for a passphrase"),
     known("cache", "SIZE", "bound on the sector cache (default 32M)"),
@@ -323,6 +325,8 @@ impl MountOptions {
             "bad" => bail!("zero is the only choice"),
             "keyfile" => self.key_files.push(text.into()),
             "nokey" => self.no_key = true,
+            "disk" => self.stack.container.disk = Some(number(text)?),
+            "spool-max" => self.stack.container.spool_max = Some(size(text)?),
             "nospool" => self.stack.container.no_spool = true,
             "cache" => {
                 self.stack.cache_size = size(text)?;

@@ -1,7 +1,10 @@
 //! A progress bar on standard error, where that is a terminal.
 
 use std::io::IsTerminal;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use imgfs::container::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// A bar of `total` bytes; silent when nobody is looking.
@@ -24,4 +27,32 @@ pub fn with_bar<T>(run: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T) -> T {
     });
     bar.finish_and_clear();
     result
+}
+
+/// Work that is over sooner is not worth a bar.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Shows how far a compressed image is indexed or unpacked; `None` when nobody is looking.
+pub fn hook() -> Option<Progress> {
+    if !std::io::stderr().is_terminal() {
+        return None;
+    }
+    let state: Mutex<(Option<Instant>, Option<ProgressBar>)> = Mutex::default();
+    Some(Progress(Arc::new(move |what, done, total| {
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, shown) = &mut *state;
+        if done >= total {
+            if let Some(bar) = shown.take() {
+                bar.finish_and_clear();
+            }
+            *since = None;
+            return;
+        }
+        if since.get_or_insert_with(Instant::now).elapsed() < PATIENCE {
+            return;
+        }
+        let bar = shown.get_or_insert_with(|| bar(total).with_message(what));
+        bar.set_length(total);
+        bar.set_position(done);
+    })))
 }

@@ -12,6 +12,7 @@ use imgfs::stack::{Image, Tree};
 
 use super::key::{self, KeyArgs};
 use super::options::{self, MountOptions};
+use super::progress;
 use super::sandbox::{SafetyArgs, Sandbox};
 
 /// How an image is named and read: the arguments that every command shares.
@@ -20,6 +21,9 @@ pub struct ImageArgs {
     /// Options as for mount(8); see `imgfs mount --help`
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
+    /// GNU ddrescue's map of the image, when it is not beside it under the image's name
+    #[arg(long, value_name = "FILE")]
+    pub map: Option<PathBuf>,
     #[command(flatten)]
     pub key: KeyArgs,
     #[command(flatten)]
@@ -32,6 +36,8 @@ impl ImageArgs {
         let mut options = MountOptions::parse(self.options.iter().map(String::as_str))?;
         self.key.prepare(&options, ask)?;
         options.stack.keys = self.key.source(ask);
+        options.stack.container.map = self.map.clone();
+        options.stack.container.progress = progress::hook();
         Ok(options)
     }
 
@@ -41,6 +47,9 @@ impl ImageArgs {
         let mut sandbox = Sandbox::new(&self.safety);
         // How much memory a derivation of keys can have.
         sandbox.read(Path::new("/proc/meminfo"));
+        if let Some(map) = &self.map {
+            sandbox.read(map);
+        }
         Ok(sandbox)
     }
 }

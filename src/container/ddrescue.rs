@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Supported: `IMAGE.map`, `IMAGE.mapfile`, `IMAGE.log`, and the same beside the image's stem; maps of
-//! older versions (log files). Bytes that were not read are an error at their place, or zeros when
+//! older versions (log files); any file that the user names. Bytes that were not read are an error at their place, or zeros when
 //! the user says so; what the image is (raw, another container) is probed by its bytes.
 
 use std::path::{Path, PathBuf};
@@ -35,8 +35,20 @@ fn probe(_: &dyn BlockDevice, companions: &dyn Companions) -> Result<bool> {
     Ok(find(companions).is_some())
 }
 
+/// Opens an image of a known format through its map.
+pub(super) fn open_as(name: &str, file: Device, companions: &dyn Companions, options: &Options) -> Result<Opened> {
+    if name != "raw" {
+        let what = format!("a map of an image that is said to be {name} (leave the format out, or say raw)");
+        return Err(Error::unsupported(FORMAT.name, what));
+    }
+    open(file, companions, options)
+}
+
 /// The map beside the image.
 fn find(companions: &dyn Companions) -> Option<(PathBuf, Device)> {
+    if let Some(named) = companions.map() {
+        return Some(named);
+    }
     let own = Path::new(companions.own_name());
     let siblings = companions.siblings().ok()?;
     for ending in ENDINGS {
@@ -77,7 +89,11 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     let damaged = Damaged::new(file, bad.clone(), "ddrescue could not read it", zero);
     // Pieces were put together before, and would be again, without the map.
     let disk: Device = Arc::new(damaged);
-    let mut opened = match open_within(&[FORMAT.name, "split"], disk.clone(), companions, options) {
+    let inner = match options.format.as_deref() {
+        Some("raw") => open_raw(disk.clone(), options),
+        _ => open_within(&[FORMAT.name, "split"], disk.clone(), companions, options),
+    };
+    let mut opened = match inner {
         // The bytes by which formats are known were not read.
         Err(Error::Io { .. }) => open_raw(disk, options)?,
         opened => opened?,

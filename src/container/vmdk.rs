@@ -24,10 +24,8 @@ use std::sync::Arc;
 
 use self::descriptor::{Content, Descriptor, ExtentLine};
 use self::sparse::Sparse;
-use super::{Companions, ContainerFormat, Opened, Options, beside};
+use super::{Companions, ContainerFormat, Opened, Options, beside, zeros};
 use crate::device::concat::Concat;
-use crate::device::mapped::{Mapped, RunList};
-use crate::device::memory::Memory;
 use crate::device::window::Window;
 use crate::device::{BlockDevice, Device, probe_array};
 use crate::error::{Error, Result};
@@ -138,10 +136,7 @@ fn open_extent(
 ) -> Result<Device> {
     let shown = || printable(extent.file.as_bytes());
     match extent.content {
-        Content::Zero => {
-            let nothing: Device = Arc::new(Memory::new(Vec::new(), 512));
-            Ok(Arc::new(Mapped::new(Arc::new(RunList::new(size)), nothing, None, 512, 0)))
-        }
+        Content::Zero => Ok(zeros(size)),
         Content::Flat => {
             let file = companions.open(Path::new(&extent.file))?;
             let start = extent.offset.saturating_mul(SECTOR);

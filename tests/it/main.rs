@@ -13,6 +13,7 @@ mod ext;
 mod fat;
 mod fat_write;
 mod floppy;
+mod folders;
 mod iso9660;
 mod layers;
 mod mount;

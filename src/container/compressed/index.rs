@@ -1,29 +1,37 @@
 //! Indexes that took a pass over the whole file, kept in the user's cache folder.
 //!
-//! An index is found by what the file is (device, inode, size, time of change), never by its name.
-//! It is used only when it is whole and of this very file; anything else is made anew.
+//! An index is found by what the file is (device, inode, size, time of change; of each piece of a split
+//! one), never by its name.
+//! It is used only when it is whole and of this very file; anything else is made anew. All of them
+//! together are bounded: those that were not used for the longest time go first.
 //!
 //! ```text
-//!   "imgfs-index-1\n" | format, padded to 8 | identity, 48 bytes | payload | SHA-256 of all before
+//!   "imgfs-index-2\n" | format, padded to 8 | SHA-256 of the identity | payload | SHA-256 of all before
 //! ```
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
 use crate::container::Options;
 use crate::device::Device;
 
-const MAGIC: &[u8; 14] = b"imgfs-index-1\n";
+const MAGIC: &[u8; 14] = b"imgfs-index-2\n";
 /// Format and identity follow the magic number.
-const HEAD: usize = 14 + 8 + 48;
+const HEAD: usize = 14 + 8 + 32;
 const DIGEST: usize = 32;
 /// A larger index is not read back: nothing that we write comes near.
 const MAX_SIZE: u64 = 512 << 20;
+
+/// Bytes of all indexes together.
+const MAX_KEPT: u64 = 1 << 30;
+/// What a writer left behind that did not come to its end is older than this.
+const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The cache folder, made if need be; `None` when there is no home, or no way to make it.
 pub(in crate::container) fn folder(options: &Options) -> Option<PathBuf> {
@@ -45,13 +53,10 @@ pub(in crate::container) struct Slot {
 impl Slot {
     /// `None` when the bytes are not those of a host file, or there is no cache folder.
     pub(in crate::container) fn of(device: &Device, format: &str, options: &Options) -> Option<Self> {
-        let span = device.host_file()?;
-        let metadata = span.file.metadata().ok()?;
+        let identity = device.identity()?;
         let mut head = MAGIC.to_vec();
         head.extend(format.bytes().chain(std::iter::repeat(0)).take(8));
-        let numbers = [metadata.dev(), metadata.ino(), metadata.size(), span.offset];
-        head.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
-        head.extend([metadata.mtime(), metadata.mtime_nsec()].iter().flat_map(|number| number.to_le_bytes()));
+        head.extend(Sha256::digest(identity));
         let name: String = Sha256::digest(&head).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
         Some(Self { path: folder(options)?.join(format!("{name}.index")), head })
     }
@@ -66,6 +71,11 @@ impl Slot {
         if !whole {
             log::debug!("{}: not an index of this file, or damaged; it is made anew", self.path.display());
             return None;
+        }
+        // The time of its last use: writing is left to a confined process where setting times is not.
+        let used = File::options().write(true).open(&self.path).and_then(|mut file| file.write_all(b"i"));
+        if let Err(error) = used {
+            log::debug!("{}: {error}", self.path.display());
         }
         body.get(HEAD..).map(<[u8]>::to_vec)
     }
@@ -88,7 +98,35 @@ impl Slot {
         if kept.is_err() {
             drop(fs::remove_file(&path));
         }
+        if let Some(folder) = self.path.parent() {
+            evict(folder, &self.path, MAX_KEPT);
+        }
         kept
+    }
+}
+
+/// Removes indexes until the others are `max` bytes, but never `newest`; and what was abandoned.
+fn evict(folder: &Path, newest: &Path, max: u64) {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let (path, Ok(metadata)) = (entry.path(), entry.metadata()) else { continue };
+        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+        let Ok(modified) = metadata.modified() else { continue };
+        if ending == "index" && path != newest {
+            found.push((modified, metadata.len(), path));
+        } else if ending.starts_with("new-") && modified.elapsed().is_ok_and(|age| age > ABANDONED) {
+            drop(fs::remove_file(path));
+        }
+    }
+    // The last ones used first.
+    found.sort_by(|a, b| b.cmp(a));
+    let mut kept = fs::metadata(newest).map_or(0, |metadata| metadata.len());
+    for (_, size, path) in found {
+        kept = kept.saturating_add(size);
+        if kept > max {
+            log::debug!("{}: removed to make room", path.display());
+            drop(fs::remove_file(path));
+        }
     }
 }
 
@@ -101,4 +139,31 @@ pub(in crate::container) fn pack(numbers: impl IntoIterator<Item = u64>) -> Vec<
 pub(in crate::container) fn unpack(payload: &[u8]) -> Option<Vec<u64>> {
     let (numbers, rest) = payload.as_chunks::<8>();
     rest.is_empty().then(|| numbers.iter().map(|&bytes| u64::from_le_bytes(bytes)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::SystemTime;
+
+    #[test]
+    fn the_indexes_not_used_for_longest_go_when_there_are_too_many() {
+        let folder = std::env::temp_dir().join(format!("imgfs-evict-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let write = |name: &str, age: u64| {
+            let path = folder.join(name);
+            fs::write(&path, [0; 100]).unwrap();
+            let time = SystemTime::now() - Duration::from_secs(age);
+            File::options().append(true).open(&path).unwrap().set_modified(time).unwrap();
+            path
+        };
+        let (old, used, newest) = (write("a.index", 900), write("b.index", 5), write("c.index", 0));
+        let (abandoned, busy, foreign) = (write("d.new-1-1", 100_000), write("e.new-2-1", 60), write("f.txt", 100_000));
+        evict(&folder, &newest, 250);
+        let there = [&old, &used, &newest, &abandoned, &busy, &foreign].map(|path| path.exists());
+        assert_eq!(there, [false, true, true, false, true, true]);
+        evict(&folder, &newest, 10);
+        assert_eq!([&used, &newest].map(|path| path.exists()), [false, true]);
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }

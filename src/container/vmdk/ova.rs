@@ -1,5 +1,5 @@
 //! OVA: a tar of an OVF description and the disks of a virtual machine, mostly stream-optimized
-//! VMDKs. The first disk is shown; it is read in place.
+//! VMDKs. One disk is shown, the first unless told otherwise; it is read in place.
 //!
 //! Specification: DMTF DSP0243, "Open Virtualization Format", section 5.3.
 //!
@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::SECTOR;
 use crate::bytes::Record;
-use crate::container::{Companions, ContainerFormat, Opened, Options, open_within, split};
+use crate::container::{Companions, ContainerFormat, Opened, Options, choose, open_within, split};
 use crate::device::window::Window;
 use crate::device::{BlockDevice, Device, probe_array, read_array};
 use crate::error::{Error, Result};
@@ -45,15 +45,17 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
             disks.push((member, start));
         }
     }
-    let Some((disk, start)) = disks.first() else {
+    if disks.is_empty() {
         return Err(Error::unsupported(FORMAT.name, "an archive without a disk in it"));
-    };
+    }
+    let ((disk, start), choice) = choose(FORMAT.name, &disks, options)?;
     let cut = |_| Error::corrupt(FORMAT.name, "disk (the file is cut off)", *start);
     let window: Device = Arc::new(Window::new(file.clone(), *start, disk.size).map_err(cut)?);
     // Its companions would be in the archive, not beside it, and archives in archives are not OVAs.
     let mut opened = open_within(&[FORMAT.name, split::FORMAT.name], window, companions, options)?;
     opened.facts.insert(0, ("archive", format!("OVA, {} bytes, the disk {}", file.size(), printable(&disk.name))));
-    for (other, _) in disks.iter().skip(1) {
+    opened.facts.extend(choice);
+    for (other, _) in disks.iter().filter(|(_, other)| other != start) {
         opened.notes.push(format!("the archive's disk {} is not shown", printable(&other.name)));
     }
     Ok(opened)
