@@ -9,6 +9,7 @@ pub mod overlay;
 pub mod window;
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -47,6 +48,18 @@ pub trait BlockDevice: Send + Sync {
     /// The host file of which these bytes are an unbroken part, as long as no one writes to the device.
     fn host_file(&self) -> Option<HostSpan<'_>> {
         None
+    }
+
+    /// What tells these bytes from all others of this host, and from themselves after a change, without
+    /// reading them: device, inode, size and time of change of each host file. `None` when they are not
+    /// those of host files.
+    fn identity(&self) -> Option<Vec<u8>> {
+        let span = self.host_file()?;
+        let metadata = span.file.metadata().ok()?;
+        let numbers = [metadata.dev(), metadata.ino(), metadata.size(), span.offset, self.size()];
+        let times = [metadata.mtime(), metadata.mtime_nsec()];
+        let bytes = numbers.into_iter().map(u64::to_le_bytes).chain(times.into_iter().map(i64::to_le_bytes));
+        Some(bytes.flatten().collect())
     }
 }
 

@@ -192,3 +192,75 @@ fn open_inner(disk: Device, forward: bool, companions: &dyn Companions, options:
     opened.notes.extend(notes);
     Ok(opened)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::FORMATS;
+    use crate::device::{BlockDevice, check_range};
+    use std::ffi::OsStr;
+    use std::path::{Path, PathBuf};
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    /// Zeros, and how far anyone has read them.
+    struct Zeros(AtomicU64);
+
+    impl BlockDevice for Zeros {
+        fn size(&self) -> u64 {
+            64 << 20
+        }
+
+        fn sector_size(&self) -> u32 {
+            512
+        }
+
+        fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+            check_range(buf.len(), offset, self.size())?;
+            self.0.fetch_max(offset, Ordering::Relaxed);
+            buf.fill(0);
+            Ok(())
+        }
+    }
+
+    struct Alone;
+
+    impl Companions for Alone {
+        fn own_name(&self) -> &OsStr {
+            OsStr::new("disk.img")
+        }
+
+        fn open(&self, _: &Path) -> Result<Device> {
+            Err(Error::NotFound)
+        }
+
+        fn open_disk(&self, _: &Path, _: Option<&str>) -> Result<Opened> {
+            Err(Error::NotFound)
+        }
+
+        fn siblings(&self) -> Result<Vec<PathBuf>> {
+            Ok(Vec::new())
+        }
+
+        fn inside(&self, _: &Path) -> Result<Vec<PathBuf>> {
+            Err(Error::NotFound)
+        }
+
+        fn open_inside(&self, _: &Path, _: &Path) -> Result<Device> {
+            Err(Error::NotFound)
+        }
+
+        fn map(&self) -> Option<(PathBuf, Device)> {
+            None
+        }
+    }
+
+    #[test]
+    fn formats_that_look_at_a_disks_end_are_known_to_do_so() {
+        for format in FORMATS {
+            let zeros = Zeros(AtomicU64::new(0));
+            assert!(!(format.probe)(&zeros, &Alone).unwrap(), "{}", format.name);
+            let far = zeros.0.into_inner() > 4 << 20;
+            assert!(!far || TRAILED.contains(&format.name), "{} unpacks a whole disk to be told", format.name);
+        }
+    }
+}

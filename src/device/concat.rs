@@ -81,6 +81,10 @@ impl BlockDevice for Concat {
             _ => None,
         }
     }
+
+    fn identity(&self) -> Option<Vec<u8>> {
+        self.parts.iter().map(|part| part.identity()).collect::<Option<Vec<_>>>().map(|parts| parts.concat())
+    }
 }
 
 #[cfg(test)]
