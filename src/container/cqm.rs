@@ -7,9 +7,10 @@
 //!   length (16 bits): above zero that many bytes, below zero one byte repeated
 //! ```
 //!
-//! Supported: DOS, blind and HFS disks.
-//! Not supported: nothing that is known.
+//! Supported: DOS, blind and HFS disks; the checksum of the disk. Where it is wrong no one knows which
+//! bytes are, so that none can be read.
 
+use super::bad::BadRange;
 use super::floppy::{Flat, MAX_SIZE, read_all};
 use super::{Companions, ContainerFormat, Opened, Options};
 use crate::bytes::Record;
@@ -62,6 +63,9 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
     }
     // Cylinders that were not in use are not in the image.
     flat.bytes.resize(size, 0);
+    if stored != 0 && stored != found {
+        flat.bad.push(BadRange { offset: 0, len: size as u64 });
+    }
     let mut opened = flat.open(options);
     opened.checks.push(Check::known("header checksum", "byte 132", None));
     if stored != 0 {
@@ -71,6 +75,10 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
     opened.add("geometry", format!("{all} cylinders, {heads} heads, {sectors} sectors of {sector_size} bytes"));
     opened.add("description", printable(trim_padding(header.bytes(0x1c, 60)?)));
     opened.add("file size", format!("{} bytes", file.size()));
+    opened.add("checksum", if stored == 0 { "none".to_owned() } else { format!("{stored:08x}") });
+    if stored != 0 && stored != found {
+        opened.notes.push(format!("the bytes have the checksum {found:08x}, not {stored:08x}: the image is damaged"));
+    }
     if used < all {
         opened.notes.push(format!("cylinders {used} to {all} were not in use and are not in the image"));
     }

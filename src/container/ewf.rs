@@ -26,6 +26,7 @@ use self::chunk::Chunks;
 use self::metadata::Metadata;
 use self::section::{Section, Walk};
 use self::segment::Segments;
+use super::bad::Damaged;
 use super::{Companions, ContainerFormat, Opened, Options};
 use crate::bytes::Record;
 use crate::check::Check;
@@ -91,25 +92,34 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     let sector_size = if matches!(volume.sector_size, 512 | 1024 | 2048 | 4096) { volume.sector_size } else { 512 };
     let chunk_size = volume.chunk_size();
     let chunks = Arc::new(chunks);
-    let disk = Mapped::new(chunks.clone(), data, None, sector_size, options.cache_size);
-    let mut opened = Opened::new(FORMAT.name, Arc::new(disk.with_large_units(options.cache_size, chunk_size)));
+    let mapped = Mapped::new(chunks.clone(), data, None, sector_size, options.cache_size);
+    let stored: Device = Arc::new(mapped.with_large_units(options.cache_size, chunk_size));
+    let bad = metadata.unread(volume.sector_size);
+    let disk = if bad.is_empty() {
+        stored.clone()
+    } else {
+        let why = "it could not be read when the image was made";
+        Arc::new(Damaged::new(stored.clone(), bad, why, options.bad_as_zeros))
+    };
+    let mut opened = Opened::new(FORMAT.name, disk);
     opened.add("segments", if count == 1 { "1".to_owned() } else { format!("{count} ({names})") });
     volume.describe(&mut opened);
     opened.add("chunk tables", tables);
     opened.add("file size", format!("{file_size} bytes"));
     let digests = metadata.digests();
     let damage = metadata.notes.iter().find(|note| note.contains("damaged")).cloned();
-    metadata.describe(volume.sector_size, &mut opened);
+    metadata.describe(volume.sector_size, options.bad_as_zeros, &mut opened);
     opened.checks.push(Check::known("section checksums", "every segment", damage));
     opened.checks.push(Check::walk(
         "chunk tables and their copies",
         "every segment",
         Box::new(move || chunks.faults()),
     ));
-    opened.checks.push(Check::reads("chunk checksums", "every chunk", opened.disk.clone()));
+    opened.checks.push(Check::reads("chunk checksums", "every chunk", stored.clone()));
+    // Of what is stored: with zeros for what could not be read.
     for (algorithm, digest) in digests {
         let what = if algorithm == Algorithm::Md5 { "stored MD5" } else { "stored SHA-1" };
-        opened.checks.push(Check::digest(what, "the disk", (algorithm, &digest), opened.disk.clone()));
+        opened.checks.push(Check::digest(what, "the disk", (algorithm, &digest), stored.clone()));
     }
     Ok(opened)
 }

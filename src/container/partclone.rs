@@ -9,18 +9,19 @@
 //! ```
 //!
 //! Supported: both versions, images without a bitmap (`dd`). Blocks that are not in use read as zeros.
-//! The blocks' checksums (version 2) are compared when asked for, not on every read.
-//! Not supported: images of big-endian machines; the blocks' checksums of version 1, which its writer
-//! made in another way than it meant to.
+//! The checksums of version 2 are compared when blocks under them are first read.
+//! Not supported: images of big-endian machines; the checksums of version 1, which are of one byte of
+//! each block alone.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Companions, ContainerFormat, Opened, Options};
 use crate::bytes::Record;
 use crate::cache::Cache;
 use crate::check::{Check, MAX_FAULTS};
 use crate::device::mapped::{Mapped, Mapping, Place, Run};
-use crate::device::{BlockDevice, Device, probe_array, read_array, read_vec};
+use crate::device::{BlockDevice, Device, Extent, check_range, probe_array, read_array, read_vec};
 use crate::error::{Error, Result};
 use crate::text::{printable, trim_padding};
 
@@ -37,6 +38,10 @@ const PAGE: u64 = 4096;
 const PAGE_CACHE: u64 = 16 << 20;
 /// Pages that are read at once when they are counted.
 const BATCH: u64 = 256;
+/// The mode of checksums that are compared.
+const CRC_32: u16 = 0x20;
+/// Blocks under one checksum are read at once; of more bytes than these no one compares it.
+const MAX_GROUP: u64 = 64 << 20;
 /// A bitmap may be this long: 64 TiB of blocks of 4 KiB.
 const MAX_BITMAP: u64 = 2 << 30;
 
@@ -59,9 +64,19 @@ struct Header {
     /// Blocks from one checksum to the next; 0 when there are none.
     checksum_every: u64,
     checksum_len: u64,
-    /// Each checksum starts anew.
-    reseed: bool,
+    checksums: Checksums,
     notes: Vec<String>,
+}
+
+/// What the checksums behind blocks are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Checksums {
+    /// None, or of a kind that says nothing of the blocks.
+    None,
+    /// CRC-32 of the blocks since the last one.
+    Each,
+    /// CRC-32 of all blocks so far.
+    Running,
 }
 
 impl Header {
@@ -99,7 +114,7 @@ impl Header {
             data_at: 0,
             checksum_every: 1,
             checksum_len: 4,
-            reseed: false,
+            checksums: Checksums::None,
             notes: Vec::new(),
         };
         header.data_at = HEADER_V1.saturating_add(header.bitmap_len()).saturating_add(8);
@@ -119,6 +134,11 @@ impl Header {
         };
         let checksum_len = u64::from(record.le16(98)?);
         let every = record.le32(100)?;
+        let checksums = match (record.le16(96)?, checksum_len, record.u8(104)?) {
+            (CRC_32, 4, 0) => Checksums::Running,
+            (CRC_32, 4, _) => Checksums::Each,
+            _ => Checksums::None,
+        };
         let mut header = Self {
             version: "0002",
             filesystem: printable(record.bytes(36, 16)?.split(|&b| b == 0).next().unwrap_or_default()),
@@ -132,7 +152,7 @@ impl Header {
             data_at: 0,
             checksum_every: if checksum_len == 0 { 0 } else { every.into() },
             checksum_len,
-            reseed: record.u8(104)? != 0,
+            checksums,
             notes: Vec::new(),
         };
         let checksum = if bits == 0 { 0 } else { 4 };
@@ -162,7 +182,8 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
     if header.bits > 0 && total != header.used {
         header.notes.push(format!("the bitmap has {total} blocks in use, and the header says {}", header.used));
     }
-    let blocks = Blocks { file: file.clone(), ranks, pages: Cache::new(PAGE_CACHE), header };
+    let blocks = Blocks { file: file.clone(), ranks, pages: Cache::new(PAGE_CACHE), header, total };
+    let groups = blocks.groups();
     let end = blocks.place(total.saturating_sub(1)).saturating_add(blocks.header.block_size);
     let (header, file_size) = (&blocks.header, file.size());
     let mut facts = vec![
@@ -174,6 +195,10 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
         ("file size", format!("{file_size} bytes")),
     ];
     let mut notes = header.notes.clone();
+    facts.push((
+        "checksums",
+        if groups > 0 { format!("{groups}, compared when blocks are read") } else { "none".to_owned() },
+    ));
     if total < header.blocks {
         notes.push("only blocks in use are in the image: all others read as zeros".to_owned());
     }
@@ -182,11 +207,12 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
     }
     let blocks = Arc::new(blocks);
     let disk = Mapped::new(blocks.clone(), file, None, 512, options.cache_size);
-    let mut opened = Opened::new(FORMAT.name, Arc::new(disk));
+    let compared = (0..groups.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+    let mut opened = Opened::new(FORMAT.name, Arc::new(Compared { disk, blocks: blocks.clone(), compared }));
     if blocks.header.version == "0002" {
         opened.checks.push(Check::known("header and bitmap checksums", "byte 0", None));
-        if blocks.header.checksum_len == 4 && blocks.header.checksum_every > 0 {
-            let walk = Box::new(move || blocks.faults(total));
+        if groups > 0 {
+            let walk = Box::new(move || blocks.faults());
             opened.checks.push(Check::walk("block checksums", "every block in use", walk));
         }
     }
@@ -207,11 +233,17 @@ fn count(file: &dyn BlockDevice, header: &Header) -> Result<Vec<u64>> {
         let bytes =
             read_vec(file, header.bitmap_at.saturating_add(at), usize::try_from(batch).map_err(|_| Error::Invalid)?)?;
         crc.update(&bytes);
+        let mut bytes = bytes;
+        at = at.saturating_add(batch);
+        // Bits behind the last block can be anything.
+        let bits = u32::try_from(header.blocks % 8).unwrap_or(0);
+        if let Some(last) = bytes.last_mut().filter(|_| at >= len && header.bits == 1 && bits > 0) {
+            *last &= 1u8.wrapping_shl(bits).wrapping_sub(1);
+        }
         for page in bytes.chunks(usize::try_from(PAGE).unwrap_or(1)) {
             ranks.push(rank);
             rank = rank.saturating_add(ones(page, header.bits));
         }
-        at = at.saturating_add(batch);
     }
     ranks.push(rank);
     if header.version == "0002" && header.bits > 0 {
@@ -240,6 +272,8 @@ struct Blocks {
     /// Blocks in use before each page of the bitmap; empty when all are.
     ranks: Vec<u64>,
     pages: Cache<u64, Arc<Vec<u8>>>,
+    /// Blocks in use in all.
+    total: u64,
 }
 
 impl Blocks {
@@ -248,45 +282,6 @@ impl Blocks {
         let sums = rank.checked_div(self.header.checksum_every).unwrap_or(0);
         let sums = sums.saturating_mul(self.header.checksum_len);
         rank.saturating_mul(self.header.block_size).saturating_add(sums).saturating_add(self.header.data_at)
-    }
-
-    /// Compares the checksum behind every so many blocks; it runs on from one to the next.
-    fn faults(&self, total: u64) -> Result<Vec<String>> {
-        let mut faults = Vec::new();
-        let mut crc = crc32fast::Hasher::new();
-        let header = &self.header;
-        let mut rank = 0u64;
-        while rank < total && faults.len() < MAX_FAULTS {
-            let count = header.checksum_every.min(total.saturating_sub(rank));
-            let mut block = vec![0; usize::try_from(header.block_size).map_err(|_| Error::Invalid)?];
-            for index in 0..count {
-                let at = self.place(rank.saturating_add(index));
-                match self.file.read_bulk_at(&mut block, at) {
-                    Err(Error::PastEnd { .. }) => {
-                        faults.push(format!("the file ends before the block at byte {at}"));
-                        return Ok(faults);
-                    }
-                    other => other?,
-                }
-                crc.update(&block);
-            }
-            let last = self.place(rank.saturating_add(count).saturating_sub(1)).saturating_add(header.block_size);
-            let Some(stored) = probe_array::<4>(self.file.as_ref(), last)? else {
-                faults.push(format!("the file ends before the checksum at byte {last}"));
-                return Ok(faults);
-            };
-            let found = !crc.clone().finalize();
-            if found != u32::from_le_bytes(stored) {
-                faults.push(format!("blocks before the checksum at byte {last}"));
-                // Later ones build on this one: take the stored value, so that each damage counts once.
-                crc = crc32fast::Hasher::new_with_initial(!u32::from_le_bytes(stored));
-            }
-            if header.reseed {
-                crc = crc32fast::Hasher::new();
-            }
-            rank = rank.saturating_add(count);
-        }
-        Ok(faults)
     }
 
     fn page(&self, page: u64) -> Result<Arc<Vec<u8>>> {
@@ -331,6 +326,127 @@ impl Blocks {
         let rank = self.ranks.get(page).copied().ok_or(Error::Invalid)?;
         let rank = rank.saturating_add(ones(before, self.header.bits)).saturating_add(partial as u64);
         Ok(Found { rank: Some(rank), alike })
+    }
+}
+
+impl Blocks {
+    /// Number of checksums that are compared.
+    fn groups(&self) -> u64 {
+        let every = self.header.checksum_every;
+        let group = every.saturating_mul(self.header.block_size);
+        let none = self.header.checksums == Checksums::None || every == 0 || group > MAX_GROUP;
+        if none { 0 } else { self.total.div_ceil(every) }
+    }
+
+    /// Reads the blocks under a checksum, and compares it: what is wrong.
+    fn compare(&self, group: u64) -> Result<Option<String>> {
+        let Header { checksum_every: every, block_size, .. } = self.header;
+        let first = group.saturating_mul(every);
+        let count = every.min(self.total.saturating_sub(first));
+        let at = self.place(first);
+        let len = usize::try_from(count.saturating_mul(block_size)).map_err(|_| Error::Invalid)?;
+        let last = at.saturating_add(len as u64);
+        if last.saturating_add(4) > self.file.size() {
+            return Ok(Some(format!("the file ends before the checksum at byte {last}")));
+        }
+        let before = match (self.header.checksums, at.checked_sub(4)) {
+            (Checksums::Running, Some(at)) if group > 0 => u32::from_le_bytes(read_array(self.file.as_ref(), at)?),
+            _ => u32::MAX,
+        };
+        let mut blocks = vec![0; len];
+        self.file.read_bulk_at(&mut blocks, at)?;
+        let stored = u32::from_le_bytes(read_array(self.file.as_ref(), last)?);
+        // What is stored is the register itself, not its complement.
+        let mut crc = crc32fast::Hasher::new_with_initial(!before);
+        crc.update(&blocks);
+        Ok((stored != !crc.finalize()).then(|| format!("{count} blocks before the checksum at byte {last}")))
+    }
+
+    /// Compares all of them.
+    fn faults(&self) -> Result<Vec<String>> {
+        let mut faults = Vec::new();
+        for group in 0..self.groups() {
+            faults.extend(self.compare(group)?);
+            if faults.len() >= MAX_FAULTS {
+                break;
+            }
+        }
+        Ok(faults)
+    }
+}
+
+/// The disk, whose blocks are compared with their checksums before they are first read.
+struct Compared {
+    disk: Mapped,
+    blocks: Arc<Blocks>,
+    /// A bit for each checksum that was found to be right.
+    compared: Vec<AtomicU64>,
+}
+
+impl Compared {
+    fn compare(&self, offset: u64, len: usize) -> Result<()> {
+        check_range(len, offset, self.disk.size())?;
+        if self.compared.is_empty() {
+            return Ok(());
+        }
+        let header = &self.blocks.header;
+        let end = offset.saturating_add(len as u64);
+        let mut at = offset;
+        while at < end {
+            let block = at.checked_div(header.block_size).unwrap_or(0);
+            if block >= header.blocks {
+                break;
+            }
+            let Found { rank, alike } = self.blocks.look(block)?;
+            if let Some(rank) = rank {
+                let next = block.saturating_add(alike).saturating_mul(header.block_size).min(end);
+                let count = next.div_ceil(header.block_size).saturating_sub(block).max(1);
+                let group = |rank: u64| rank.checked_div(header.checksum_every).unwrap_or(0);
+                for group in group(rank)..=group(rank.saturating_add(count).saturating_sub(1)) {
+                    self.compare_once(group)?;
+                }
+            }
+            at = block.saturating_add(alike.max(1)).saturating_mul(header.block_size);
+        }
+        Ok(())
+    }
+
+    /// Two that come at once both compare, which does no harm.
+    fn compare_once(&self, group: u64) -> Result<()> {
+        let word = usize::try_from(group / 64).ok().and_then(|index| self.compared.get(index)).ok_or(Error::Invalid)?;
+        let bit = 1u64.wrapping_shl(u32::try_from(group % 64).unwrap_or(0));
+        if word.load(Ordering::Acquire) & bit == 0 {
+            if let Some(fault) = self.blocks.compare(group)? {
+                let at = self.blocks.place(group.saturating_mul(self.blocks.header.checksum_every));
+                return Err(Error::corrupt(FORMAT.name, fault, at));
+            }
+            word.fetch_or(bit, Ordering::Release);
+        }
+        Ok(())
+    }
+}
+
+impl BlockDevice for Compared {
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+
+    fn sector_size(&self) -> u32 {
+        self.disk.sector_size()
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.compare(offset, buf.len())?;
+        self.disk.read_exact_at(buf, offset)
+    }
+
+    fn read_bulk_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.compare(offset, buf.len())?;
+        self.disk.read_bulk_at(buf, offset)
+    }
+
+    fn extent(&self, offset: u64) -> Result<Extent> {
+        self.disk.extent(offset)
     }
 }
 

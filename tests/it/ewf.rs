@@ -163,6 +163,52 @@ fn a_bad_chunk_is_an_error_of_its_own_place() {
     }
 }
 
+/// The image with an `error2` section in front of its last one: sectors and their number.
+fn with_errors(image: &[u8], rows: &[(u32, u32)]) -> Vec<u8> {
+    let sum = |bytes: &[u8]| simd_adler32::adler32(&bytes).to_le_bytes();
+    let header = |kind: &str, next: usize, len: usize| {
+        let mut header = kind.as_bytes().to_vec();
+        header.resize(16, 0);
+        header.extend((next as u64).to_le_bytes().into_iter().chain((len as u64).to_le_bytes()).chain([0; 40]));
+        header.extend(sum(&header.clone()));
+        header
+    };
+    let done = image.len() - 76;
+    assert!(image[done..].starts_with(b"done"));
+    let mut data = (rows.len() as u32).to_le_bytes().to_vec();
+    data.resize(516, 0);
+    data.extend(sum(&data.clone()));
+    let entries: Vec<u8> =
+        rows.iter().flat_map(|(first, count)| [first.to_le_bytes(), count.to_le_bytes()].concat()).collect();
+    data.extend(&entries);
+    data.extend(sum(&entries));
+    let end = done + 76 + data.len();
+    [&image[..done], &header("error2", end, 76 + data.len()), &data, &header("done", end, 76)].concat()
+}
+
+#[test]
+fn sectors_that_could_not_be_read_then_are_errors_now() {
+    let scratch = Scratch::new();
+    let mut bytes = disk(2 * MIB);
+    bytes[1000 * 512..1064 * 512].fill(0);
+    scratch.write("d.raw", &bytes);
+    let path = acquire(&scratch, "errors", "-f encase6 -c fast");
+    let image = with_errors(&std::fs::read(&path).unwrap(), &[(1000, 64), (4000, 1)]);
+    std::fs::write(&path, &image).unwrap();
+    let said = scratch.sh("ewf-tools", "ewfinfo errors.E01");
+    assert!(said.contains("at sector(s): 1000 - 1063 number: 64"), "ewfinfo reads something else: {said}");
+    let opened = open(&path, &scratch.options()).unwrap();
+    assert_eq!(opened.fact("unread when acquired"), Some("64 sectors from sector 1000"));
+    let mut sector = [1; 512];
+    for (number, good) in [(999, true), (1000, false), (1063, false), (1064, true), (4000, false), (4001, true)] {
+        let read = opened.disk.read_exact_at(&mut sector, number * 512);
+        assert_eq!(read.is_ok(), good, "sector {number}");
+    }
+    let zeros = imgfs::container::Options { bad_as_zeros: true, ..scratch.options() };
+    bytes[4000 * 512..4001 * 512].fill(0);
+    assert_steps("zeros", open(&path, &zeros).unwrap().disk.as_ref(), &bytes, MIB);
+}
+
 #[test]
 fn a_damaged_table_is_read_from_its_copy() {
     let scratch = Scratch::new();
@@ -227,7 +273,7 @@ fn damaged_files_are_answered_in_bounded_memory() {
         std::fs::rename(path, scratch.path(&format!("image-{format}"))).unwrap();
     }
     assert_survives(
-        &scratch,
+        scratch.folder(),
         &[("ewf", "image-encase6"), ("ewf", "image-encase1"), ("ewf", "image-smart"), ("ewf", "image-ewfx")],
     );
 }

@@ -7,6 +7,7 @@ use flate2::read::ZlibDecoder;
 use super::section::{Section, adler32};
 use crate::bytes::Record;
 use crate::container::Opened;
+use crate::container::bad::BadRange;
 use crate::digest::{Algorithm, unhex};
 use crate::error::Result;
 use crate::text::utf16_to_bytes;
@@ -126,7 +127,17 @@ impl Metadata {
         stored.into_iter().filter_map(|(algorithm, text)| Some((algorithm, unhex(text.as_ref()?)?))).collect()
     }
 
-    pub(super) fn describe(self, sector_size: u32, opened: &mut Opened) {
+    /// What could not be read when the image was made.
+    pub(super) fn unread(&self, sector_size: u32) -> Vec<BadRange> {
+        let unit = u64::from(sector_size);
+        let range = |&(first, count): &(u64, u64)| BadRange {
+            offset: first.saturating_mul(unit),
+            len: count.saturating_mul(unit),
+        };
+        self.errors.iter().map(range).collect()
+    }
+
+    pub(super) fn describe(self, sector_size: u32, zero: bool, opened: &mut Opened) {
         opened.facts.extend(self.fields);
         if let Some(md5) = self.md5 {
             opened.add("stored MD5", md5);
@@ -139,9 +150,8 @@ impl Metadata {
         for (first, count) in self.errors.iter().take(LISTED) {
             opened.add("unread when acquired", format!("{count} sectors from sector {first}"));
             let (start, len) = (first.saturating_mul(unit), count.saturating_mul(unit));
-            let note = format!(
-                "{len} bytes from byte {start} could not be read when the image was made: zeros stand for them"
-            );
+            let how = if zero { "zeros stand for them" } else { "reading them is an error" };
+            let note = format!("{len} bytes from byte {start} could not be read when the image was made: {how}");
             opened.notes.push(note);
         }
         if self.errors.len() > LISTED {
