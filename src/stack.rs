@@ -268,7 +268,7 @@ impl Image {
         let rank = |part: &&Part| {
             let summary = part.tree.summary()?;
             let used = summary.total_blocks.saturating_sub(summary.free_blocks);
-            let boot_image = part.what.is_some() && part.name == part.folder;
+            let boot_image = part.what.is_some() && part.is_on_disk();
             Some((!boot_image, used.saturating_mul(u64::from(summary.block_size))))
         };
         let open = self.parts.iter().filter(|part| part.tree.summary().is_some());
@@ -280,6 +280,11 @@ impl Image {
 impl Part {
     fn new(name: String, offset: u64, device: Device, tree: Tree) -> Self {
         Self { folder: name.clone(), name, offset, device, entry: None, clipped: false, what: None, tree }
+    }
+
+    /// Whether its bytes are a range of the disk: not those of an encrypted volume that was opened.
+    pub fn is_on_disk(&self) -> bool {
+        self.name == self.folder
     }
 
     fn branch(&self, options: &filesystem::Options) -> Branch {

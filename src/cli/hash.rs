@@ -142,7 +142,7 @@ impl Report<'_> {
         let mut wanted: Vec<Range<u64>> = Vec::new();
         wanted.push(0..size);
         if self.args.parts {
-            for part in image.parts.iter().filter(|part| part.name != "disk") {
+            for part in image.parts.iter().filter(|part| part.name != "disk" && part.is_on_disk()) {
                 let (start, len) = (part.offset, part.device.size());
                 devices.push(("part", format!("{}.img", part.name).into_bytes(), part.device.clone()));
                 wanted.push(start..start.saturating_add(len).min(size));
@@ -175,6 +175,12 @@ impl Report<'_> {
         }
         for ((of, name, device), digests) in devices.iter().zip(found) {
             self.take(of, name, device.size(), digests);
+        }
+        for part in image.parts.iter().filter(|part| self.args.parts && !part.is_on_disk()) {
+            let one = [Wanted { range: 0..part.device.size(), algorithms: algorithms.clone() }];
+            for digests in hashing::ranges(part.device.as_ref(), &one, &mut |_| {}) {
+                self.take("part", format!("{}.img", part.name).as_bytes(), part.device.size(), digests);
+            }
         }
         Ok(())
     }

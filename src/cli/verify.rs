@@ -21,7 +21,6 @@ use indicatif::ProgressBar;
 use serde_json::json;
 
 use super::hashing::{self, Wanted};
-use super::sandbox::Sandbox;
 use super::sums::{self, Stored};
 use super::target::{ImageArgs, Target};
 use super::{Outcome, document, progress, sentence};
@@ -188,7 +187,7 @@ fn lines(args: &Args, bar: &ProgressBar) -> Result<Vec<Line>> {
                 let (what, place) = ("file system".to_owned(), part.name.clone());
                 lines.push(Line { what, place, verdict: Verdict::from_error(error) });
             }
-            Tree::Unknown | Tree::Structural => {}
+            Tree::Encrypted(_) | Tree::Unknown | Tree::Structural => {}
         }
     }
     Ok(lines)

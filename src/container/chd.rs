@@ -8,8 +8,9 @@
 //!   a CD's frame: sector (2,048 to 2,352, zeros up to 2,352) | subchannels 96;  tracks fill up to 4 frames
 //! ```
 //!
-//! Supported: versions 3, 4 and 5; hard disks, raw data and DVDs as they are; the data tracks of CDs.
-//! Not supported: parents, GD-ROMs, laser discs (the audio and video codec), versions 1 and 2.
+//! Supported: versions 3, 4 and 5; hard disks, raw data and DVDs as they are; the data tracks of CDs;
+//! parents, found among the files beside the image by the hash that the child has of them.
+//! Not supported: GD-ROMs, laser discs (the audio and video codec), versions 1 and 2.
 
 use std::io::{Read, Seek, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -47,6 +48,8 @@ const FRAME: u64 = 2448;
 /// Tracks are filled up to a multiple of so many frames.
 const TRACK_PADDING: u64 = 4;
 const MAX_TRACKS: usize = 99;
+/// Images over each other: no one makes more than two.
+const MAX_PARENTS: usize = 16;
 /// A hunk that repeats another one, which repeats another one: no writer makes chains at all.
 const MAX_REPEATS: usize = 8;
 
@@ -54,8 +57,9 @@ fn probe(device: &dyn BlockDevice, _: &dyn Companions) -> Result<bool> {
     Ok(probe_array::<8>(device, 0)?.as_ref() == Some(MAGIC))
 }
 
-fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
+fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<Opened> {
     let header = Header::read(file.as_ref())?;
+    let parents = header.parent.map(|hash| Parent::find(&hash, companions, options, 1)).transpose()?;
     let metadata = metadata(file.as_ref(), header.metadata_at)?;
     let tag = |known: &[u8; 4]| metadata.iter().any(|item| &item.tag == known);
     if tag(b"CHGD") || tag(b"CHGT") {
@@ -68,8 +72,8 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
     let first = decoder(&file)?;
     let unit_size = u64::from(first.header().unit_bytes());
     let codecs: Vec<String> = first.header().codecs().iter().flatten().map(|codec| format!("{codec:?}")).collect();
-    let hunks =
-        Hunks { file: file.clone(), size: header.size, hunk_size: header.hunk_size, idle: Mutex::new(vec![first]) };
+    let (names, parent) = parents.map_or((Vec::new(), None), |parent| (parent.names, Some(parent.disk)));
+    let hunks = Hunks::new(&file, &header, first, parent);
     let sector_size = if unit_size == 2048 { 2048 } else { 512 };
     let disk: Device = Arc::new(Mapped::new(Arc::new(hunks), file, None, sector_size, options.cache_size));
     let checks = checks(&header, &metadata, &disk);
@@ -86,6 +90,9 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
         opened
     };
     opened.checks.extend(checks);
+    for name in names {
+        opened.add("parent", name);
+    }
     opened.add("version", header.version);
     opened.add("hunk size", format!("{} bytes", header.hunk_size));
     opened.add("compression", if codecs.is_empty() { "none".to_owned() } else { codecs.join(", ") });
@@ -108,6 +115,8 @@ struct Header {
     raw_sha1: Option<[u8; 20]>,
     /// SHA-1 of that and of the metadata, from version 4 on.
     sha1: Option<[u8; 20]>,
+    /// The hash, by which children name it, of the image that this one needs.
+    parent: Option<[u8; 20]>,
 }
 
 impl Header {
@@ -117,18 +126,20 @@ impl Header {
         let record = Record::new(FORMAT.name, "header", 0, &bytes);
         let version = record.be32(12)?;
         let sha1 = |at| record.array::<20>(at).map(|sum| (sum != [0; 20]).then_some(sum));
-        let (hunks, header, has_parent) = match version {
+        let (hunks, header) = match version {
             3 | 4 => {
-                let (hunk_size_at, metadata_at) = if version == 3 { (76, 36) } else { (44, 36) };
+                let (hunk_size_at, parent_at) = if version == 3 { (76, 100) } else { (44, 68) };
+                let parent = if record.be32(16)? & 1 != 0 { Some(record.array(parent_at)?) } else { None };
                 let header = Self {
                     version,
                     size: record.be64(28)?,
                     hunk_size: record.be32(hunk_size_at)?.into(),
-                    metadata_at: record.be64(metadata_at)?,
+                    metadata_at: record.be64(36)?,
                     raw_sha1: sha1(if version == 3 { 80 } else { 88 })?,
                     sha1: if version == 3 { None } else { sha1(48)? },
+                    parent,
                 };
-                (u64::from(record.be32(24)?), header, record.be32(16)? & 1 != 0)
+                (u64::from(record.be32(24)?), header)
             }
             5 => {
                 let (size, hunk_size) = (record.be64(32)?, u64::from(record.be32(56)?));
@@ -143,10 +154,9 @@ impl Header {
                 if packed && map_end > device.size() {
                     return Err(Error::corrupt(FORMAT.name, "hunk map (past the end of the file)", map_at));
                 }
-                let (raw_sha1, sha1, metadata_at) = (sha1(64)?, sha1(84)?, record.be64(48)?);
-                let header = Self { version, size, hunk_size, metadata_at, raw_sha1, sha1 };
-                let hunks = size.checked_div(hunk_size).unwrap_or(0);
-                (hunks, header, record.bytes(104, 20)?.iter().any(|&b| b != 0))
+                let (raw_sha1, sha1, parent) = (sha1(64)?, sha1(84)?, sha1(104)?);
+                let header = Self { version, size, hunk_size, metadata_at: record.be64(48)?, raw_sha1, sha1, parent };
+                (size.checked_div(hunk_size).unwrap_or(0), header)
             }
             _ => return Err(Error::unsupported(FORMAT.name, format!("version {version}"))),
         };
@@ -161,10 +171,49 @@ impl Header {
         if map > MAX_MAP || map > device.size().saturating_mul(MAP_RATIO).saturating_add(SMALL_MAP) {
             return Err(Error::unsupported(FORMAT.name, format!("a map of {} hunks", hunks.max(needed))));
         }
-        if has_parent {
-            return Err(Error::unsupported(FORMAT.name, "an image that needs its parent"));
-        }
         Ok(header)
+    }
+}
+
+/// The image that a child needs: its bytes, before anything is made of their frames.
+struct Parent {
+    names: Vec<String>,
+    disk: Device,
+}
+
+impl Parent {
+    /// Children name their parents by hash alone.
+    fn find(hash: &[u8; 20], companions: &dyn Companions, options: &Options, depth: usize) -> Result<Self> {
+        if depth > MAX_PARENTS {
+            return Err(Error::unsupported(
+                FORMAT.name,
+                format!("more than {MAX_PARENTS} parents (or one that is its own)"),
+            ));
+        }
+        for name in companions.siblings()? {
+            let is_chd = name.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("chd"));
+            let Some(file) = companions.open(&name).ok().filter(|_| is_chd) else { continue };
+            if !probe(file.as_ref(), companions).unwrap_or(false) {
+                continue;
+            }
+            let Ok(header) = Header::read(file.as_ref()) else { continue };
+            if header.sha1.or(header.raw_sha1) != Some(*hash) {
+                continue;
+            }
+            let above = header.parent.map(|hash| Self::find(&hash, companions, options, depth.saturating_add(1)));
+            let above = above.transpose()?;
+            let mut names = vec![printable(name.as_os_str().as_encoded_bytes())];
+            let above = above.map(|parent| {
+                names.extend(parent.names);
+                parent.disk
+            });
+            let hunks = Hunks::new(&file, &header, decoder(&file)?, above);
+            let disk = Arc::new(Mapped::new(Arc::new(hunks), file, None, 512, options.cache_size));
+            return Ok(Self { names, disk });
+        }
+        let digits: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        let what = format!("an image that needs its parent (no .chd beside it has the SHA-1 {digits})");
+        Err(Error::unsupported(FORMAT.name, what))
     }
 }
 
@@ -310,6 +359,9 @@ struct Hunks {
     file: Device,
     size: u64,
     hunk_size: u64,
+    /// The units in which places of the parent are counted.
+    unit_size: u64,
+    parent: Option<Device>,
     /// Decoders that no one uses now; as many as hunks were ever unpacked at one time.
     idle: Mutex<Vec<Chd<Reader>>>,
 }
@@ -320,19 +372,29 @@ enum Kept {
     Here { len: u64 },
     /// As another hunk.
     Repeats(u64),
+    /// In the parent, from this unit, or (in units of a hunk) as this hunk of it.
+    Parent(ParentPlace),
 }
 
-fn kept(decoder: &Chd<Reader>, hunk: u64) -> Result<Kept> {
+enum ParentPlace {
+    Unit(u64),
+    Hunk(u64),
+}
+
+fn kept(decoder: &Chd<Reader>, hunk: u64, parent: bool) -> Result<Kept> {
     let damaged = || Error::corrupt(FORMAT.name, format!("map entry of hunk {hunk}"), 0);
     let entry = usize::try_from(hunk).ok().and_then(|hunk| decoder.map().get_entry(hunk)).ok_or_else(damaged)?;
     Ok(match entry {
         MapEntry::V5Compressed(entry) => match entry.hunk_type().map_err(|_| damaged())? {
             CompressionTypeV5::CompressionSelf => Kept::Repeats(entry.block_offset()),
+            CompressionTypeV5::CompressionParent => Kept::Parent(ParentPlace::Unit(entry.block_offset())),
             _ => Kept::Here { len: entry.block_size().into() },
         },
+        MapEntry::V5Uncompressed(entry) if parent && entry.block_offset() == 0 => Kept::Parent(ParentPlace::Hunk(hunk)),
         MapEntry::V5Uncompressed(_) => Kept::Here { len: 0 },
         MapEntry::LegacyEntry(entry) => match entry.hunk_type().map_err(|_| damaged())? {
             CompressionTypeLegacy::SelfHunk => Kept::Repeats(entry.block_offset()),
+            CompressionTypeLegacy::ParentHunk => Kept::Parent(ParentPlace::Hunk(entry.block_offset())),
             CompressionTypeLegacy::Mini => Kept::Here { len: 0 },
             _ => Kept::Here { len: entry.block_size().into() },
         },
@@ -340,13 +402,35 @@ fn kept(decoder: &Chd<Reader>, hunk: u64) -> Result<Kept> {
 }
 
 impl Hunks {
+    fn new(file: &Device, header: &Header, first: Chd<Reader>, parent: Option<Device>) -> Self {
+        let unit_size = u64::from(first.header().unit_bytes());
+        let idle = Mutex::new(vec![first]);
+        Self { file: file.clone(), size: header.size, hunk_size: header.hunk_size, unit_size, parent, idle }
+    }
+
+    /// A hunk's bytes in the parent; zeros past its end.
+    fn parent_hunk(&self, place: &ParentPlace) -> Result<Vec<u8>> {
+        let damaged = || Error::corrupt(FORMAT.name, "map entry (a place in the parent)", 0);
+        let at = match place {
+            ParentPlace::Unit(unit) => unit.checked_mul(self.unit_size),
+            ParentPlace::Hunk(hunk) => hunk.checked_mul(self.hunk_size),
+        };
+        let (at, parent) = at.zip(self.parent.as_ref()).ok_or_else(damaged)?;
+        let mut bytes = vec![0; usize::try_from(self.hunk_size).map_err(|_| damaged())?];
+        let there = parent.size().checked_sub(at).ok_or_else(damaged)?;
+        let there = usize::try_from(there).unwrap_or(usize::MAX).min(bytes.len());
+        parent.read_exact_at(bytes.get_mut(..there).unwrap_or_default(), at)?;
+        Ok(bytes)
+    }
+
     fn unpack_with(&self, decoder: &mut Chd<Reader>, hunk: u64) -> Result<Vec<u8>> {
         let damaged = || Error::corrupt(FORMAT.name, format!("hunk {hunk}"), 0);
         let mut found = hunk;
         // The crate follows repetitions without a bound.
         for _ in 0..MAX_REPEATS {
-            match kept(decoder, found)? {
+            match kept(decoder, found, self.parent.is_some())? {
                 Kept::Repeats(other) => found = other,
+                Kept::Parent(place) => return self.parent_hunk(&place),
                 Kept::Here { len } if len > self.file.size() => return Err(damaged()),
                 Kept::Here { .. } => {
                     let size = usize::try_from(self.hunk_size).map_err(|_| damaged())?;

@@ -338,6 +338,14 @@ impl Blocks {
         if none { 0 } else { self.total.div_ceil(every) }
     }
 
+    /// Where a checksum stands.
+    fn checksum_at(&self, group: u64) -> u64 {
+        let every = self.header.checksum_every;
+        let first = group.saturating_mul(every);
+        let count = every.min(self.total.saturating_sub(first));
+        self.place(first).saturating_add(count.saturating_mul(self.header.block_size))
+    }
+
     /// Reads the blocks under a checksum, and compares it: what is wrong.
     fn compare(&self, group: u64) -> Result<Option<String>> {
         let Header { checksum_every: every, block_size, .. } = self.header;
@@ -345,7 +353,7 @@ impl Blocks {
         let count = every.min(self.total.saturating_sub(first));
         let at = self.place(first);
         let len = usize::try_from(count.saturating_mul(block_size)).map_err(|_| Error::Invalid)?;
-        let last = at.saturating_add(len as u64);
+        let last = self.checksum_at(group);
         if last.saturating_add(4) > self.file.size() {
             return Ok(Some(format!("the file ends before the checksum at byte {last}")));
         }
@@ -415,7 +423,9 @@ impl Compared {
     fn compare_once(&self, group: u64) -> Result<()> {
         let word = usize::try_from(group / 64).ok().and_then(|index| self.compared.get(index)).ok_or(Error::Invalid)?;
         let bit = 1u64.wrapping_shl(u32::try_from(group % 64).unwrap_or(0));
-        if word.load(Ordering::Acquire) & bit == 0 {
+        // What is left of a file that was cut off can still be read.
+        let there = self.blocks.checksum_at(group).saturating_add(4) <= self.blocks.file.size();
+        if there && word.load(Ordering::Acquire) & bit == 0 {
             if let Some(fault) = self.blocks.compare(group)? {
                 let at = self.blocks.place(group.saturating_mul(self.blocks.header.checksum_every));
                 return Err(Error::corrupt(FORMAT.name, fault, at));

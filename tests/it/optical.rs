@@ -12,6 +12,8 @@ use imgfs::filesystem::FileSystem;
 use imgfs::stack::Image;
 use sha2::{Digest, Sha256};
 
+use super::disks::{PROBED, assert_random, assert_steps, assert_survives};
+
 /// A folder that is removed when the test ends.
 pub(crate) struct Folder(PathBuf);
 
@@ -62,30 +64,12 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
 
 /// The whole disk, in steps of 1 MiB, and again in steps of 3,000 bytes and by four threads.
 pub(crate) fn read_disk(opened: &Opened) -> Result<Vec<u8>> {
-    let disk = &opened.disk;
-    let read = |from: u64, to: u64, step: u64| -> Result<Vec<u8>> {
-        let mut whole = Vec::new();
-        let mut at = from;
-        while at < to {
-            let mut part = vec![0; step.min(to - at) as usize];
-            disk.read_exact_at(&mut part, at)?;
-            at += part.len() as u64;
-            whole.extend(part);
-        }
-        Ok(whole)
-    };
-    let size = disk.size();
-    let whole = read(0, size, 1 << 20)?;
-    assert!(read(0, size, 3000)? == whole, "steps of 3,000 bytes give other bytes");
-    std::thread::scope(|scope| {
-        for quarter in 0..4 {
-            let (read, whole) = (&read, &whole);
-            scope.spawn(move || {
-                let (from, to) = (size * quarter / 4, size * (quarter + 1) / 4);
-                assert!(read(from, to, 777).unwrap() == whole[from as usize..to as usize]);
-            });
-        }
-    });
+    let mut whole = vec![0; opened.disk.size() as usize];
+    for (i, part) in whole.chunks_mut(1 << 20).enumerate() {
+        opened.disk.read_exact_at(part, (i as u64) << 20)?;
+    }
+    assert_steps(opened.format, opened.disk.as_ref(), &whole, 3000);
+    assert_random(opened.format, opened.disk.as_ref(), &whole, 100);
     Ok(whole)
 }
 
@@ -115,43 +99,10 @@ impl Dice {
     }
 }
 
-/// A thousand damaged copies and many that are cut off: no panic, no hang. Half of the damage is in
-/// the first and last bytes, where headers are.
-pub(crate) fn damage(path: &Path, rounds: usize) {
-    let good = std::fs::read(path).unwrap();
-    let mut dice = Dice(0x1234_5678_9abc_def1);
-    let mut opened = 0;
-    for round in 0..rounds {
-        let mut bytes = good.clone();
-        for _ in 0..1 + dice.roll(4) {
-            let at = match dice.roll(4) {
-                0 | 1 => dice.roll(bytes.len().min(256)),
-                2 => bytes.len() - 1 - dice.roll(bytes.len().min(512)),
-                _ => dice.roll(bytes.len()),
-            };
-            bytes[at] = match dice.roll(4) {
-                0 => 0xff,
-                1 => 0,
-                2 => bytes[at] ^ (1 << dice.roll(8)),
-                _ => dice.roll(256) as u8,
-            };
-        }
-        if round % 10 == 9 {
-            bytes.truncate(dice.roll(bytes.len()));
-        }
-        std::fs::write(path, &bytes).unwrap();
-        let Ok(image) = container::open(path, &options()) else { continue };
-        opened += 1;
-        // A damaged size may be huge: its first and last bytes are enough.
-        let size = image.disk.size();
-        for at in [0, size / 2, size.saturating_sub(1 << 20)] {
-            let mut part = vec![0; (size - at).min(1 << 20) as usize];
-            let _ = image.disk.read_exact_at(&mut part, at);
-        }
-    }
-    std::fs::write(path, &good).unwrap();
-    // A format with checksums on all of its headers opens few.
-    assert!(opened > 0, "{}: none of {rounds} damaged copies was opened", path.display());
+/// Damages an image in many ways, with the files beside it; see [`assert_survives`].
+pub(crate) fn damage(path: &Path) {
+    let name = path.file_name().unwrap().to_str().unwrap();
+    assert_survives(path.parent().unwrap(), &[(PROBED, name)]);
 }
 
 /// Raw sectors.
@@ -625,18 +576,32 @@ fn every_method_of_chdman_is_unpacked() {
         make("createraw");
         make("createhd");
     }
-    run(
-        &folder,
-        "chdman",
-        "mame-tools",
-        &["createraw", "-f", "-i", "disk.img", "-o", "p.chd", "-hs", "4096", "-us", "512"],
-    );
-    run(
-        &folder,
-        "chdman",
-        "mame-tools",
-        &["createraw", "-f", "-i", "disk.img", "-op", "p.chd", "-o", "c.chd", "-hs", "4096", "-us", "512"],
-    );
+}
+
+#[test]
+fn a_chd_reads_through_its_parents() {
+    let folder = Folder::new("optical");
+    // Of 200 hunks a few are other ones, moved by half a hunk, and no one's.
+    let mut dice = Dice(7);
+    let mut disk: Vec<u8> = (0..200 * 4096).map(|_| dice.roll(256) as u8).collect();
+    for (name, parent) in [("a", None), ("b", Some("a.chd")), ("c", Some("b.chd"))] {
+        let at = 4096 * (5 + usize::from(name.as_bytes()[0] - b'a') * 40);
+        disk[at..at + 4096].fill(name.as_bytes()[0]);
+        disk.copy_within(100 * 4096 + 2048..103 * 4096 + 2048, at + 8192);
+        folder.write("disk.img", &disk);
+        for methods in ["zlib,lzma", "none"] {
+            let out = format!("{name}.chd");
+            let shape = ["-f", "-c", methods, "-i", "disk.img", "-o", &out, "-hs", "4096", "-us", "512"];
+            let above = parent.map_or(vec![], |parent| vec!["-op", parent]);
+            run(&folder, "chdman", "mame-tools", &[&["createraw"][..], &shape, &above].concat());
+            assert!(decoded(&folder.path(&out)) == disk, "{name} {methods}");
+        }
+        folder.write(&format!("{name}.img"), &disk);
+    }
+    let opened = container::open(&folder.path("c.chd"), &options()).unwrap();
+    let parents: Vec<_> = opened.facts.iter().filter(|(name, _)| *name == "parent").map(|(_, name)| name).collect();
+    assert_eq!(parents, ["b.chd", "a.chd"]);
+    std::fs::remove_file(folder.path("a.chd")).unwrap();
     let error = container::open(&folder.path("c.chd"), &options()).err().unwrap();
     assert!(matches!(&error, Error::Unsupported { .. }) && error.to_string().contains("parent"), "{error}");
 }
@@ -655,21 +620,18 @@ fn damaged_descriptions_of_discs_are_errors_and_nothing_worse() {
     folder.write("disc.bin", &bin);
     folder.write("disc.img", &bin);
     folder.write("disc.mdf", &bin);
-    damage(&folder.write("disc.cue", CUE.as_bytes()), 1000);
-    damage(
-        &folder.write(
-            "disc.toc",
-            b"CD_ROM\nTRACK MODE1_RAW RW\nSTART 0:0:1\nFILE \"disc.bin\" #12 0:0:1 0:0:9\nZERO 0:0:3\n",
-        ),
-        1000,
-    );
-    damage(&folder.write("disc.ccd", ccd(&[(1, 1, 0, 4), (2, 2, 11_420, 4)], 11_424).as_bytes()), 1000);
-    damage(&folder.write("disc.mds", &mds(0, 2352, 24)), 1000);
-    damage(&folder.write("disc.nrg", &nrg(&bin, true, true)), 1000);
-    damage(&folder.write("one.nrg", &nrg(&bin, false, false)), 1000);
-    damage(&folder.write("alone.bin", &bin), 1000);
-    damage(&folder.write("disc.cso", &cso(&data, 0)), 1000);
-    damage(&folder.write("disc.dax", &dax(&data)), 1000);
+    damage(&folder.write("disc.cue", CUE.as_bytes()));
+    damage(&folder.write(
+        "disc.toc",
+        b"CD_ROM\nTRACK MODE1_RAW RW\nSTART 0:0:1\nFILE \"disc.bin\" #12 0:0:1 0:0:9\nZERO 0:0:3\n",
+    ));
+    damage(&folder.write("disc.ccd", ccd(&[(1, 1, 0, 4), (2, 2, 11_420, 4)], 11_424).as_bytes()));
+    damage(&folder.write("disc.mds", &mds(0, 2352, 24)));
+    damage(&folder.write("disc.nrg", &nrg(&bin, true, true)));
+    damage(&folder.write("one.nrg", &nrg(&bin, false, false)));
+    damage(&folder.write("alone.bin", &bin));
+    damage(&folder.write("disc.cso", &cso(&data, 0)));
+    damage(&folder.write("disc.dax", &dax(&data)));
 }
 
 #[test]
@@ -679,7 +641,7 @@ fn damaged_chds_are_errors_and_nothing_worse() {
     folder.write("disc.bin", &raw::track(&data, 0, raw::mode1));
     folder.write("disc.cue", CUE.replace("DISC.BIN", "disc.bin").as_bytes());
     run(&folder, "chdman", "mame-tools", &["createcd", "-i", "disc.cue", "-o", "cd.chd"]);
-    damage(&folder.path("cd.chd"), 1000);
+    damage(&folder.path("cd.chd"));
     folder.write("disk.img", &[data, sound(20)[..40_960].to_vec()].concat());
     for methods in ["none", "lzma", "zlib", "huff", "flac"] {
         run(
@@ -688,7 +650,7 @@ fn damaged_chds_are_errors_and_nothing_worse() {
             "mame-tools",
             &["createraw", "-f", "-c", methods, "-i", "disk.img", "-o", "hd.chd", "-hs", "4096", "-us", "512"],
         );
-        damage(&folder.path("hd.chd"), 400);
+        damage(&folder.path("hd.chd"));
     }
 }
 

@@ -33,11 +33,12 @@ impl<'a> Dfxml<'a> {
     /// Opens the element of the volume that a path is in, and closes the one before.
     fn enter(&mut self, path: &[u8], out: &mut dyn Write) -> Result<()> {
         let name = path.split(|&byte| byte == b'/').next().unwrap_or_default();
-        if self.volume.is_some_and(|part| part.name.as_bytes() == name) {
+        if self.volume.is_some_and(|part| part.folder.as_bytes() == name) {
             return Ok(());
         }
         self.leave(out)?;
-        let Some(part) = self.scene.image.parts.iter().find(|part| part.name.as_bytes() == name) else {
+        let part = std::str::from_utf8(name).ok().and_then(|name| self.scene.image.part(name));
+        let Some(part) = part else {
             return Ok(());
         };
         self.volume = Some(part);
