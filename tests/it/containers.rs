@@ -9,102 +9,19 @@ mod damage;
 mod differencing;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use imgfs::container::{Opened, Options, open};
-use imgfs::device::BlockDevice;
-use imgfs::error::{Error, Result};
+use imgfs::error::Error;
 use sha2::{Digest, Sha256};
 
-const MIB: u64 = 1 << 20;
+use super::disks::{self, MIB, Numbers, Scratch, assert_disk, disk, sparse_disk};
 
-/// A folder that goes away with the test.
-struct Scratch(PathBuf);
+const PACKAGES: &str = "qemu-utils, strace, coreutils, tar";
 
-impl Scratch {
-    fn new() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("imgfs-containers-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
-        std::fs::write(self.path(name), bytes).unwrap();
-        self.path(name)
-    }
-
-    /// Runs a script in the folder; a tool that is missing fails the test with its package.
-    fn sh(&self, script: &str) -> String {
-        let output = Command::new("bash").args(["-ec", script]).current_dir(&self.0).output().expect("bash starts");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(
-            output.status.success(),
-            "{script}\n{said}\n(packages: qemu-utils for qemu-img and qemu-io, strace, tar)"
-        );
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
-    /// What qemu-img reads in an image.
-    fn oracle(&self, name: &str, format: &str) -> Vec<u8> {
-        self.sh(&format!("qemu-img convert -q -f {format} -O raw '{name}' oracle.raw"));
-        std::fs::read(self.path("oracle.raw")).unwrap()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// Numbers that look random and are the same in every run.
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn bytes(&mut self, len: usize) -> Vec<u8> {
-        (0..len).map(|_| (self.next() >> 24) as u8).collect()
-    }
-}
-
-/// A disk of text, noise and holes, whose last sector is not empty.
-fn disk(size: u64) -> Vec<u8> {
-    let mut numbers = Numbers(size | 1);
-    let mut out = vec![0; size as usize];
-    let mut at = 0;
-    while at < out.len() {
-        let len = [512, 4096, 65_536, 70_000, 300_000, 1 << 20][numbers.below(6) as usize].min(out.len() - at);
-        match numbers.below(3) {
-            0 => {}
-            1 => out[at..at + len].iter_mut().enumerate().for_each(|(i, b)| *b = b"some text, "[i % 11]),
-            _ => out[at..at + len].copy_from_slice(&numbers.bytes(len)),
-        }
-        at += len;
-    }
-    let end = out.len();
-    out[end - 512..].copy_from_slice(&numbers.bytes(512));
-    out
-}
-
-fn hash(path: &Path) -> [u8; 32] {
-    Sha256::digest(std::fs::read(path).unwrap()).into()
+/// What qemu-img reads in an image.
+fn oracle(scratch: &Scratch, name: &str, format: &str) -> Vec<u8> {
+    scratch.sh(PACKAGES, &format!("qemu-img convert -q -f {format} -O raw '{name}' oracle.raw"));
+    std::fs::read(scratch.path("oracle.raw")).unwrap()
 }
 
 fn options() -> Options {
@@ -113,82 +30,80 @@ fn options() -> Options {
 
 /// The message of an open that must fail.
 fn refusal(path: &Path) -> String {
-    match open(path, &options()) {
-        Err(error) => error.to_string(),
-        Ok(opened) => panic!("{} was opened as {}", path.display(), opened.format),
-    }
-}
-
-/// Reads a whole disk in steps of `step` bytes.
-fn read_whole(disk: &dyn BlockDevice, step: u64) -> Result<Vec<u8>> {
-    let mut out = vec![0xee; disk.size() as usize];
-    for (i, part) in out.chunks_mut(step as usize).enumerate() {
-        disk.read_exact_at(part, i as u64 * step)?;
-    }
-    Ok(out)
-}
-
-/// Every way of reading gives the expected bytes; holes are zeros; the end is the end.
-fn assert_disk(what: &str, disk: &dyn BlockDevice, expected: &[u8]) {
-    assert_eq!(disk.size(), expected.len() as u64, "{what}: size");
-    let want = Sha256::digest(expected);
-    for step in [MIB, 3000] {
-        let read = read_whole(disk, step).unwrap_or_else(|error| panic!("{what}: {error}"));
-        let differs = read.iter().zip(expected).position(|(a, b)| a != b);
-        assert_eq!(Sha256::digest(&read), want, "{what}: in steps of {step}, first difference at {differs:?}");
-    }
-    std::thread::scope(|scope| {
-        for thread in 0..4 {
-            scope.spawn(move || {
-                let mut numbers = Numbers(thread + 77);
-                for _ in 0..200 {
-                    let start = numbers.below(expected.len() as u64) as usize;
-                    let len = (numbers.below(200_000) as usize).min(expected.len() - start);
-                    let mut buf = vec![0; len];
-                    disk.read_exact_at(&mut buf, start as u64).unwrap();
-                    assert!(buf == expected[start..start + len], "{what}: {len} bytes at {start}");
-                }
-            });
-        }
-    });
-    let mut at = 0;
-    while at < disk.size() {
-        let extent = disk.extent(at).unwrap();
-        assert!(extent.len > 0 && extent.len <= disk.size() - at, "{what}: extent at {at}");
-        let part = &expected[at as usize..(at + extent.len) as usize];
-        assert!(extent.stored || part.iter().all(|&b| b == 0), "{what}: a hole with bytes at {at}");
-        at += extent.len;
-    }
-    assert!(matches!(disk.read_exact_at(&mut [0; 2], disk.size() - 1), Err(Error::PastEnd { .. })));
+    disks::refusal(path, &options())
 }
 
 /// Opens an image, compares its disk, and checks that the image was not changed.
 fn assert_image(path: &Path, format: &str, expected: &[u8]) -> Opened {
-    let before = hash(path);
-    let opened = open(path, &options()).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    assert_eq!(opened.format, format, "{}", path.display());
-    assert_disk(&path.display().to_string(), opened.disk.as_ref(), expected);
+    let opened = disks::assert_image(path, format, expected, &options());
     assert!(opened.fact("virtual size").is_some() || matches!(format, "raw" | "split"), "{}", path.display());
-    assert_eq!(hash(path), before, "{} was changed", path.display());
     opened
 }
 
-/// Writes each image of `kinds` (options of `qemu-img convert`) from an aligned and an odd disk.
+/// Writes each image of `kinds` (options of `qemu-img convert`) from an aligned and an odd disk, and the
+/// first one from a large disk that is mostly empty.
 fn assert_converted(format: &str, ours: &str, kinds: &[&str]) {
     let scratch = Scratch::new();
-    for size in [8 * MIB, 10 * MIB + 1536] {
-        let bytes = disk(size);
+    for bytes in [disk(8 * MIB), disk(10 * MIB + 1536), sparse_disk()] {
         scratch.write("base.raw", &bytes);
-        for kind in kinds {
+        for kind in kinds.iter().take(if bytes.len() > 100 << 20 { 1 } else { kinds.len() }) {
             // qemu-img ends with status 1 after writing a complete compressed QCOW.
             let script = format!("rm -f image*; qemu-img convert -f raw -O {format} {kind} base.raw image");
-            scratch.sh(&format!("{script} || [ {format} = qcow ]"));
-            let expected = scratch.oracle("image", format);
+            scratch.sh(PACKAGES, &format!("{script} || [ {format} = qcow ]"));
+            let expected = oracle(&scratch, "image", format);
             // The oracle itself must have the base's bytes; a VHD may be padded to a geometry.
             assert!(expected[..bytes.len()] == bytes[..], "{kind}: qemu reads other bytes than it wrote");
             assert_image(&scratch.path("image"), ours, &expected);
         }
     }
+}
+
+#[test]
+fn the_same_disk_in_every_container_gives_the_same_manifest() {
+    let scratch = Scratch::new();
+    let demo = super::program::project().join("testimages/demo.img");
+    std::fs::copy(demo, scratch.path("demo.raw")).unwrap();
+    scratch.sh(
+        "qemu-utils, ewf-tools, mame-tools, zstd, xz-utils, bzip2, gzip",
+        "for kind in 'qcow2 qcow2' 'qcow2 packed -c' 'qcow qcow' 'vpc vhd -o subformat=dynamic,force_size=on' \
+            'vpc fixed -o subformat=fixed,force_size=on' 'vhdx vhdx' 'vdi vdi' 'vmdk vmdk' \
+            'vmdk stream -o subformat=streamOptimized' 'parallels parallels'; do
+            set -- $kind; qemu-img convert -f raw -O $1 ${@:3} demo.raw demo.$2 || [ $1 = qcow ]
+        done
+        for packer in gzip xz zstd bzip2; do $packer -qc demo.raw > demo.$packer; done
+        split -b 300k -d -a 3 demo.raw demo.
+        ewfacquire -q -u -c best -S 1M -t demo -f encase6 demo.raw > /dev/null 2>&1
+        ewfacquire -q -u -c none -S 1M -t smart -f smart demo.raw > /dev/null 2>&1
+        chdman createraw -i demo.raw -o demo.chd -hs 4096 -us 512 > /dev/null",
+    );
+    let manifest = |name: &str| {
+        let text = super::program::ok(&["manifest", &format!("{}:/", scratch.path(name).display())]);
+        text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect::<String>()
+    };
+    let expected = manifest("demo.raw");
+    assert!(expected.lines().count() > 10 && expected.contains("p2/home/ada/notes.txt"), "{expected}");
+    for name in [
+        "qcow2",
+        "packed",
+        "qcow",
+        "vhd",
+        "fixed",
+        "vhdx",
+        "vdi",
+        "vmdk",
+        "stream",
+        "parallels",
+        "gzip",
+        "xz",
+        "zstd",
+        "bzip2",
+        "000",
+        "E01",
+        "chd",
+    ] {
+        assert_eq!(manifest(&format!("demo.{name}")), expected, "{name}");
+    }
+    assert_eq!(manifest("smart.s01"), expected, "s01");
 }
 
 #[test]
@@ -281,7 +196,7 @@ fn a_sparse_disk_of_192_mib_is_told_from_its_holes() {
         bytes[at..at + 65_536].copy_from_slice(&noise);
     }
     scratch.write("base.raw", &bytes);
-    scratch.sh("qemu-img convert -O qcow2 base.raw image");
+    scratch.sh(PACKAGES, "qemu-img convert -O qcow2 base.raw image");
     let opened = assert_image(&scratch.path("image"), "qcow2", &bytes);
     assert!(opened.fact("file size").is_some() && opened.fact("room on the host").is_some());
     let (mut at, mut stored) = (0, 0);
@@ -308,7 +223,7 @@ fn split_pieces_are_one_disk_from_any_of_them() {
     let scratch = Scratch::new();
     let bytes = disk(8 * MIB + 512);
     scratch.write("base.raw", &bytes);
-    scratch.sh("split -b 1M -d -a 3 base.raw d. && split -b 3M base.raw l. && split -b 70k -d base.raw n.");
+    scratch.sh(PACKAGES, "split -b 1M -d -a 3 base.raw d. && split -b 3M base.raw l. && split -b 70k -d base.raw n.");
     // GNU split goes on with 9000 after 89.
     assert!(scratch.path("n.9000").exists());
     for name in ["d.000", "d.004", "d.008", "l.aa", "l.ac", "n.00", "n.9010"] {
@@ -329,7 +244,8 @@ fn a_container_in_pieces_is_opened_through_them() {
     let scratch = Scratch::new();
     let bytes = disk(8 * MIB);
     scratch.write("base.raw", &bytes);
-    scratch.sh("qemu-img convert -O qcow2 base.raw image && split -b 1M -d -a 3 --numeric-suffixes=1 image q.");
+    scratch
+        .sh(PACKAGES, "qemu-img convert -O qcow2 base.raw image && split -b 1M -d -a 3 --numeric-suffixes=1 image q.");
     let opened = assert_image(&scratch.path("q.001"), "qcow2", &bytes);
     assert!(opened.fact("pieces").is_some());
 }
@@ -338,7 +254,9 @@ fn a_container_in_pieces_is_opened_through_them() {
 fn qcow2_chains_fall_through_to_shorter_and_longer_parents() {
     let scratch = Scratch::new();
     scratch.write("base.raw", &disk(8 * MIB));
-    scratch.sh("create='qemu-img create -q -f qcow2'
+    scratch.sh(
+        PACKAGES,
+        "create='qemu-img create -q -f qcow2'
         $create -b base.raw -F raw one
         qemu-io -f qcow2 -c 'write -P 17 1M 300k' -c 'write -z 2M 128k' -c 'write -z -u 3M 64k' one
         $create -o extended_l2=on -b one -F qcow2 two 9M
@@ -347,9 +265,10 @@ fn qcow2_chains_fall_through_to_shorter_and_longer_parents() {
         $create -b two -F qcow2 three 5M
         qemu-img create -q -f qcow2 -b $PWD/base.raw -F raw absolute
         qemu-img convert -O vmdk base.raw base.vmdk && $create -b base.vmdk -F vmdk mixed 12M
-        qemu-io -f qcow2 -c 'write -P 9 100k 90k' mixed");
+        qemu-io -f qcow2 -c 'write -P 9 100k 90k' mixed",
+    );
     for name in ["one", "two", "three", "absolute", "mixed"] {
-        let expected = scratch.oracle(name, "qcow2");
+        let expected = oracle(&scratch, name, "qcow2");
         let opened = assert_image(&scratch.path(name), "qcow2", &expected);
         let parents = opened.facts.iter().filter(|(fact, _)| *fact == "parent").count();
         assert_eq!(
@@ -371,11 +290,13 @@ fn qcow2_chains_fall_through_to_shorter_and_longer_parents() {
 fn a_raw_parent_that_looks_like_a_container_stays_raw() {
     let scratch = Scratch::new();
     scratch.write("base.raw", &disk(MIB));
-    scratch.sh("qemu-img convert -O qcow2 base.raw inner && qemu-img create -q -f qcow2 -b inner -F raw outer");
+    scratch
+        .sh(PACKAGES, "qemu-img convert -O qcow2 base.raw inner && qemu-img create -q -f qcow2 -b inner -F raw outer");
     let inner = std::fs::read(scratch.path("inner")).unwrap();
     let outer = open(&scratch.path("outer"), &options()).unwrap();
-    let read = read_whole(outer.disk.as_ref(), MIB).unwrap();
-    assert_eq!(read[..inner.len()], inner[..]);
+    let mut read = vec![0; inner.len()];
+    outer.disk.read_exact_at(&mut read, 0).unwrap();
+    assert!(read == inner);
 }
 
 #[test]
@@ -390,13 +311,14 @@ fn references_out_of_the_folder_and_urls_are_refused() {
         ("json:{\"driver\":\"raw\"}", "not a file name"),
         ("nbd://localhost/x", "not a file name"),
     ] {
-        scratch.sh(&format!("qemu-img create -q -u -f qcow2 -F raw -b '{reference}' image 1M"));
+        scratch.sh(PACKAGES, &format!("qemu-img create -q -u -f qcow2 -F raw -b '{reference}' image 1M"));
         let said = refusal(&scratch.path("image"));
         assert!(said.contains(reason), "{reference}: {said}");
     }
-    scratch.sh("ln -s base.raw link && qemu-img create -q -u -f qcow2 -F raw -b link image 1M");
+    scratch.sh(PACKAGES, "ln -s base.raw link && qemu-img create -q -u -f qcow2 -F raw -b link image 1M");
     assert!(refusal(&scratch.path("image")).contains("symbolic link"));
-    scratch.sh("for n in 'a b' 'b a'; do set -- $n; qemu-img create -q -u -f qcow2 -F qcow2 -b $1 $2 1M; done");
+    scratch
+        .sh(PACKAGES, "for n in 'a b' 'b a'; do set -- $n; qemu-img create -q -u -f qcow2 -F qcow2 -b $1 $2 1M; done");
     assert!(refusal(&scratch.path("a")).contains("leads back to itself"));
 }
 
@@ -405,12 +327,15 @@ fn internal_snapshots_have_their_own_bytes_and_size() {
     let scratch = Scratch::new();
     let bytes = disk(10 * MIB + 1536);
     scratch.write("base.raw", &bytes);
-    scratch.sh("qemu-img convert -O qcow2 base.raw image; qemu-img snapshot -c first image
+    scratch.sh(
+        PACKAGES,
+        "qemu-img convert -O qcow2 base.raw image; qemu-img snapshot -c first image
         qemu-io -f qcow2 -c 'write -P 5 1M 1M' image; qemu-img snapshot -c second image
         qemu-img resize -q image 12M; qemu-io -f qcow2 -c 'write -P 6 0 2M' image
-        qemu-img convert -l snapshot.name=second -O raw image second.raw");
+        qemu-img convert -l snapshot.name=second -O raw image second.raw",
+    );
     let second = std::fs::read(scratch.path("second.raw")).unwrap();
-    let now = scratch.oracle("image", "qcow2");
+    let now = oracle(&scratch, "image", "qcow2");
     assert_image(&scratch.path("image"), "qcow2", &now);
     for (name, expected) in [("first", &bytes), ("1", &bytes), ("2", &second), ("second", &second)] {
         let options = Options { snapshot: Some(name.to_owned()), ..options() };
@@ -429,7 +354,7 @@ fn a_dirty_qcow2_is_noted_and_a_corrupt_or_encrypted_one_refused() {
     let scratch = Scratch::new();
     let bytes = disk(MIB);
     scratch.write("base.raw", &bytes);
-    scratch.sh("qemu-img convert -O qcow2 base.raw image");
+    scratch.sh(PACKAGES, "qemu-img convert -O qcow2 base.raw image");
     let image = std::fs::read(scratch.path("image")).unwrap();
     let with_bits = |bits: u8| {
         let mut image = image.clone();
@@ -442,9 +367,12 @@ fn a_dirty_qcow2_is_noted_and_a_corrupt_or_encrypted_one_refused() {
     assert!(matches!(open(&with_bits(2), &options()), Err(Error::Corrupt { .. })));
     let said = refusal(&with_bits(0x80));
     assert!(said.contains("incompatible feature 7"), "{said}");
-    scratch.sh("qemu-img create -q --object secret,id=s,data=x -f qcow2 \
+    scratch.sh(
+        PACKAGES,
+        "qemu-img create -q --object secret,id=s,data=x -f qcow2 \
             -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 luks 1M
-        qemu-img create -q --object secret,id=s,data=x -f qcow2 -o encrypt.format=aes,encrypt.key-secret=s aes 1M");
+        qemu-img create -q --object secret,id=s,data=x -f qcow2 -o encrypt.format=aes,encrypt.key-secret=s aes 1M",
+    );
     assert!(refusal(&scratch.path("luks")).contains("LUKS encryption"));
     assert!(refusal(&scratch.path("aes")).contains("AES encryption"));
 }
@@ -452,10 +380,12 @@ fn a_dirty_qcow2_is_noted_and_a_corrupt_or_encrypted_one_refused() {
 #[test]
 fn a_cluster_that_the_file_ends_in_is_filled_up_with_zeros() {
     let scratch = Scratch::new();
-    scratch
-        .sh("qemu-img create -q -f qcow2 whole 4M; qemu-io -f qcow2 -c 'write -P 7 1M 64k' -c 'write -P 9 3M 3k' whole
-        cp whole short; truncate -s -20k short; cp whole cut; truncate -s -80k cut");
-    let expected = scratch.oracle("whole", "qcow2");
+    scratch.sh(
+        PACKAGES,
+        "qemu-img create -q -f qcow2 whole 4M; qemu-io -f qcow2 -c 'write -P 7 1M 64k' -c 'write -P 9 3M 3k' whole
+        cp whole short; truncate -s -20k short; cp whole cut; truncate -s -80k cut",
+    );
+    let expected = oracle(&scratch, "whole", "qcow2");
     assert_image(&scratch.path("short"), "qcow2", &expected);
     // A cluster that is not there at all is an error of that cluster alone.
     let cut = open(&scratch.path("cut"), &options()).unwrap().disk;
@@ -472,8 +402,11 @@ fn a_vhd_is_found_by_its_footer_alone_or_by_the_copy() {
     // The disk of a fixed VHD comes first in its file: an NTFS boot sector.
     bytes[..11].copy_from_slice(b"\xeb\x52\x90NTFS    ");
     scratch.write("base.raw", &bytes);
-    scratch.sh("qemu-img convert -O vpc -o subformat=fixed,force_size=on base.raw ntfs.raw
-        qemu-img convert -O vpc -o subformat=dynamic,force_size=on base.raw dynamic");
+    scratch.sh(
+        PACKAGES,
+        "qemu-img convert -O vpc -o subformat=fixed,force_size=on base.raw ntfs.raw
+        qemu-img convert -O vpc -o subformat=dynamic,force_size=on base.raw dynamic",
+    );
     let opened = assert_image(&scratch.path("ntfs.raw"), "vhd", &bytes);
     assert!(opened.disk.host_file().is_some(), "a fixed VHD is a part of its file");
     // A footer that is wrong in one bit is part of a raw disk.
@@ -495,17 +428,20 @@ fn a_vhd_is_found_by_its_footer_alone_or_by_the_copy() {
 #[test]
 fn the_log_of_a_vhdx_is_replayed() {
     let scratch = Scratch::new();
-    scratch.sh("qemu-img create -q -f vhdx -o block_size=1M new 16M; qemu-io -f vhdx -c 'write -P 1 0 1M' new
+    scratch.sh(
+        PACKAGES,
+        "qemu-img create -q -f vhdx -o block_size=1M new 16M; qemu-io -f vhdx -c 'write -P 1 0 1M' new
         for n in $(seq 1 24); do
             cp new dirty$n
             strace -f -o /dev/null -e trace=pwrite64 -e inject=pwrite64:signal=SIGKILL:when=$n \
                 qemu-io -t writethrough -f vhdx -c 'write -P 5 1M 3M' -c 'write -P 6 6M 64k' \
                 -c 'write -P 7 7M 600k' -c 'write -P 8 10M 1M' dirty$n || true
             cp dirty$n repaired$n; qemu-img check -q -r all repaired$n || true
-        done 2> /dev/null > /dev/null");
+        done 2> /dev/null > /dev/null",
+    );
     let mut replayed = 0;
     for n in 1..=24 {
-        let expected = scratch.oracle(&format!("repaired{n}"), "vhdx");
+        let expected = oracle(&scratch, &format!("repaired{n}"), "vhdx");
         let opened = assert_image(&scratch.path(&format!("dirty{n}")), "vhdx", &expected);
         replayed += u32::from(opened.notes.iter().any(|note| note.contains("entries of its log were replayed")));
     }
@@ -517,18 +453,24 @@ fn a_vmdk_child_needs_its_own_parent() {
     let scratch = Scratch::new();
     scratch.write("base.raw", &disk(8 * MIB));
     for kind in ["monolithicSparse", "twoGbMaxExtentSparse"] {
-        scratch.sh(&format!(
-            "rm -f *.vmdk; qemu-img convert -O vmdk -o subformat={kind} base.raw parent.vmdk
+        scratch.sh(
+            PACKAGES,
+            &format!(
+                "rm -f *.vmdk; qemu-img convert -O vmdk -o subformat={kind} base.raw parent.vmdk
             qemu-img create -q -f vmdk -o subformat={kind} -b parent.vmdk -F vmdk child.vmdk
             qemu-io -f vmdk -c 'write -P 3 1M 100k' -c 'write -z 2M 64k' child.vmdk"
-        ));
-        let expected = scratch.oracle("child.vmdk", "vmdk");
+            ),
+        );
+        let expected = oracle(&scratch, "child.vmdk", "vmdk");
         assert_image(&scratch.path("child.vmdk"), "vmdk", &expected);
     }
-    scratch.sh("rm -f *.vmdk; qemu-img convert -O vmdk base.raw parent.vmdk
-        qemu-img create -q -f vmdk -b parent.vmdk -F vmdk child.vmdk; rm parent.vmdk");
+    scratch.sh(
+        PACKAGES,
+        "rm -f *.vmdk; qemu-img convert -O vmdk base.raw parent.vmdk
+        qemu-img create -q -f vmdk -b parent.vmdk -F vmdk child.vmdk; rm parent.vmdk",
+    );
     assert!(refusal(&scratch.path("child.vmdk")).contains("parent.vmdk"));
-    scratch.sh("qemu-img create -q -f vmdk parent.vmdk 8M");
+    scratch.sh(PACKAGES, "qemu-img create -q -f vmdk parent.vmdk 8M");
     assert!(refusal(&scratch.path("child.vmdk")).contains("content ID"));
 }
 
@@ -546,7 +488,7 @@ fn esx_extents_equal_qemu() {
             bytes.len() / 512
         );
         scratch.write("disk.vmdk", text.as_bytes());
-        let expected = scratch.oracle("disk.vmdk", "vmdk");
+        let expected = oracle(&scratch, "disk.vmdk", "vmdk");
         assert!(expected == bytes, "{kind}: qemu reads other bytes than were written");
         assert_image(&scratch.path("disk.vmdk"), "vmdk", &expected);
     }
@@ -558,8 +500,11 @@ fn an_ova_shows_its_first_disk() {
     let bytes = disk(8 * MIB);
     scratch.write("base.raw", &bytes);
     scratch.write("machine.ovf", b"<Envelope/>");
-    scratch.sh("qemu-img convert -O vmdk -o subformat=streamOptimized base.raw disk1.vmdk; cp disk1.vmdk disk2.vmdk
-        tar --format=ustar -cf machine.ova machine.ovf disk1.vmdk disk2.vmdk");
+    scratch.sh(
+        PACKAGES,
+        "qemu-img convert -O vmdk -o subformat=streamOptimized base.raw disk1.vmdk; cp disk1.vmdk disk2.vmdk
+        tar --format=ustar -cf machine.ova machine.ovf disk1.vmdk disk2.vmdk",
+    );
     let opened = assert_image(&scratch.path("machine.ova"), "vmdk", &bytes);
     assert!(opened.fact("archive").is_some_and(|fact| fact.contains("disk1.vmdk")));
     assert!(opened.notes.iter().any(|note| note.contains("disk2.vmdk")));
@@ -569,7 +514,7 @@ fn an_ova_shows_its_first_disk() {
 fn a_forced_format_is_not_probed() {
     let scratch = Scratch::new();
     scratch.write("base.raw", &disk(MIB));
-    scratch.sh("qemu-img convert -O qcow2 base.raw image");
+    scratch.sh(PACKAGES, "qemu-img convert -O qcow2 base.raw image");
     let image = std::fs::read(scratch.path("image")).unwrap();
     let forced = |format: &str| open(&scratch.path("image"), &Options { format: Some(format.to_owned()), ..options() });
     assert_disk("forced raw", forced("raw").unwrap().disk.as_ref(), &image);
@@ -586,9 +531,12 @@ fn a_parallels_bundle_lays_its_images_over_each_other() {
     scratch.write("one.raw", &one);
     scratch.write("two.raw", &two);
     // Parts of 4 and 3 MiB; over the first one an image whose first and third MiB are its own.
-    scratch.sh("mkdir d.hdd; qemu-img convert -O parallels one.raw d.hdd/a.hds; cp two.raw d.hdd/b.hds
+    scratch.sh(
+        PACKAGES,
+        "mkdir d.hdd; qemu-img convert -O parallels one.raw d.hdd/a.hds; cp two.raw d.hdd/b.hds
         for n in a b; do qemu-img create -q -f parallels d.hdd/$n.top.hds 4M; done
-        qemu-io -f parallels -c 'write -P 5 0 1M' -c 'write -P 6 2M 1M' d.hdd/a.top.hds");
+        qemu-io -f parallels -c 'write -P 5 0 1M' -c 'write -P 6 2M 1M' d.hdd/a.top.hds",
+    );
     let (base, top) = ("{11111111-0000-0000-0000-000000000000}", "{5fbaabe3-6958-40ff-92a7-860e329aab41}");
     let image = |guid: &str, kind: &str, file: &str| {
         format!("<Image><GUID>{guid}</GUID><Type>{kind}</Type><File>{file}</File></Image>")

@@ -294,5 +294,8 @@ fn damaged_files_are_answered_in_bounded_memory() {
     sparse.resize(4096 + 3 * 4096, 5);
     sparse[80..4096].fill(0);
     scratch.write("sparse", &sparse);
-    assert_survives(&scratch, &[("dmg", "packed"), ("dmg", "other"), ("dmg", "fork"), ("sparseimage", "sparse")]);
+    assert_survives(
+        scratch.folder(),
+        &[("dmg", "packed"), ("dmg", "other"), ("dmg", "fork"), ("sparseimage", "sparse")],
+    );
 }

@@ -1,7 +1,7 @@
 //! Differencing VHD, VHDX and VDI: parents by qemu-img, children by `build`.
 
 use super::build::{Change, change, changed, vdi_child, vhd_child, vhdx_child};
-use super::{MIB, Scratch, assert_image, disk, open, options, refusal};
+use super::{MIB, PACKAGES, Scratch, assert_image, disk, open, options, refusal};
 
 /// Single sectors, runs within a byte of a bitmap and across blocks, and two blocks of zeros.
 const CHANGES: [Change; 6] = [
@@ -21,7 +21,7 @@ fn assert_chain(ours: &str, convert: &str, child: Child) -> Scratch {
     for size in [8 * MIB, 10 * MIB + 1536] {
         let bytes = disk(size);
         scratch.write("base.raw", &bytes);
-        scratch.sh(&format!("qemu-img convert -f raw {convert} base.raw Parent"));
+        scratch.sh(PACKAGES, &format!("qemu-img convert -f raw {convert} base.raw Parent"));
         let parent = std::fs::read(scratch.path("Parent")).unwrap();
         let first = child(&parent, "parent", 0xc1, &bytes, &CHANGES);
         let first_disk = changed(&bytes, &CHANGES);
@@ -34,10 +34,10 @@ fn assert_chain(ours: &str, convert: &str, child: Child) -> Scratch {
         assert_eq!(opened.facts.iter().filter(|(fact, _)| *fact == "parent").count(), 2);
         // A parent that was exchanged for another one of the same name and size.
         if size == 8 * MIB {
-            scratch.sh(&format!("rm Parent; qemu-img convert -f raw {convert} base.raw Parent"));
+            scratch.sh(PACKAGES, &format!("rm Parent; qemu-img convert -f raw {convert} base.raw Parent"));
             let said = refusal(&scratch.path("child"));
             assert!(said.contains("parent") || said.contains("Parent"), "{said}");
-            scratch.sh("rm Parent; rm child");
+            scratch.sh(PACKAGES, "rm Parent; rm child");
             assert!(refusal(&scratch.path("grandchild")).contains("child"));
         }
     }
@@ -63,8 +63,8 @@ fn a_differencing_vdi_finds_its_parent_by_identifier() {
     let child: Child = |parent, _, id, disk, changes| vdi_child(parent, id, disk, changes);
     let scratch = assert_chain("vdi", "-O vdi", child);
     // Under any name; but not when it is gone.
-    scratch.sh("mv Parent 'any other name.bin'");
+    scratch.sh(PACKAGES, "mv Parent 'any other name.bin'");
     assert!(open(&scratch.path("child"), &options()).is_ok());
-    scratch.sh("rm 'any other name.bin'");
+    scratch.sh(PACKAGES, "rm 'any other name.bin'");
     assert!(refusal(&scratch.path("child")).contains("no file in its folder is its parent"));
 }
