@@ -21,7 +21,6 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid
 use rustix::io::Errno;
 
 use super::edit::{self, EditArgs};
-use super::sandbox::Sandbox;
 use super::target::Target;
 use super::walk::{self, Row, Step};
 use super::{Outcome, progress};

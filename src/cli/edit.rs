@@ -16,7 +16,6 @@ use serde_json::json;
 
 use super::options::{MountOptions, WritingArgs};
 use super::provenance::Log;
-use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target};
 use super::walk;
 use super::{Outcome, provenance};

@@ -106,20 +106,21 @@ fn forms(key: Vec<u8>) -> Vec<Vec<u8>> {
 fn prompt(terminal: &File, name: &str, encrypted: &Encrypted) -> imgfs::error::Result<Vec<Vec<u8>>> {
     let failed = |error: anyhow::Error| Error::io("asking for the passphrase", std::io::Error::other(error));
     let label = encrypted.label.as_ref().or(encrypted.uuid.as_ref()).map_or(String::new(), |text| format!(" {text}"));
-    let passphrase = ask(terminal, &format!("Passphrase of {name} ({}{label}; empty: keep it closed): ", encrypted.variant));
+    let passphrase =
+        ask(terminal, &format!("Passphrase of {name} ({}{label}; empty: keep it closed): ", encrypted.variant));
     let passphrase = passphrase.map_err(failed)?;
     Ok(Some(passphrase).filter(|key| !key.is_empty()).into_iter().collect())
 }
 
 /// A line from the terminal that is not shown there.
 fn ask(mut terminal: &File, question: &str) -> Result<Vec<u8>> {
-    terminal.write_all(question.as_bytes())?;
     let before = tcgetattr(terminal)?;
     let mut quiet = before.clone();
     // Without signals: an interrupted program would leave the terminal as it is now.
     quiet.local_modes.remove(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG);
     tcsetattr(terminal, OptionalActions::Flush, &quiet)?;
-    let line = line(&mut terminal);
+    let asked = terminal.write_all(question.as_bytes());
+    let line = asked.map_err(anyhow::Error::from).and_then(|()| line(&mut terminal));
     tcsetattr(terminal, OptionalActions::Flush, &before)?;
     terminal.write_all(b"\n")?;
     line

@@ -28,7 +28,6 @@ use super::key;
 use super::options::{self, MountOptions, SymlinkChoice, WritingArgs};
 use super::provenance::{Log, Logger};
 use super::runtime::{self, Mark, Mounts};
-use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target};
 use super::{Outcome, cp, document, provenance, sentence};
 

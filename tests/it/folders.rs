@@ -41,7 +41,7 @@ fn mbr_folder(scratch: &Scratch) -> Vec<u8> {
             table; echo sda1 sda5 sda7 > image/parts; dd if=disk.img of=image/sda2-ebr bs=512 skip=18432 count=1 status=none
             dd if=disk.img of=image/sda-hidden-data-after-mbr bs=512 skip=1 count=2047 status=none
             touch image/swappt-sda6.info image/sda7.info
-            save 1 ext4 gzip gz 1M; save 5 ext2 'zstd -q' zst 50k; save 7 vfat cat uncomp 100k"
+            save 1 ext4 gzip gz 1M; save 5 ext2 'zstd -q' zst 50k; save 7 vfat cat uncomp 20k"
         ),
     );
     std::fs::read(scratch.path("disk.img")).unwrap()

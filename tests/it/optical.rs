@@ -69,7 +69,10 @@ pub(crate) fn read_disk(opened: &Opened) -> Result<Vec<u8>> {
         opened.disk.read_exact_at(part, (i as u64) << 20)?;
     }
     assert_steps(opened.format, opened.disk.as_ref(), &whole, 3000);
-    assert_random(opened.format, opened.disk.as_ref(), &whole, 100);
+    // A disc of sound alone has no bytes.
+    if !whole.is_empty() {
+        assert_random(opened.format, opened.disk.as_ref(), &whole, 100);
+    }
     Ok(whole)
 }
 
@@ -589,7 +592,8 @@ fn a_chd_reads_through_its_parents() {
         disk[at..at + 4096].fill(name.as_bytes()[0]);
         disk.copy_within(100 * 4096 + 2048..103 * 4096 + 2048, at + 8192);
         folder.write("disk.img", &disk);
-        for methods in ["zlib,lzma", "none"] {
+        // Without compression chdman computes no hash, and a parent without one cannot be found.
+        for methods in ["none", "zlib,lzma"] {
             let out = format!("{name}.chd");
             let shape = ["-f", "-c", methods, "-i", "disk.img", "-o", &out, "-hs", "4096", "-us", "512"];
             let above = parent.map_or(vec![], |parent| vec!["-op", parent]);
