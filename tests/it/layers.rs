@@ -20,7 +20,20 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("forest", &["error", "bytes", "text", "cache", "device", "filesystem", "forest"]),
     (
         "stack",
-        &["error", "bytes", "text", "cache", "device", "check", "container", "volume", "encryption", "filesystem", "forest", "stack"],
+        &[
+            "error",
+            "bytes",
+            "text",
+            "cache",
+            "device",
+            "check",
+            "container",
+            "volume",
+            "encryption",
+            "filesystem",
+            "forest",
+            "stack",
+        ],
     ),
     // Any tree can be mounted: how it came about is not the adapter's business.
     ("fuse", &["error", "bytes", "text", "cache", "digest", "filesystem", "fuse"]),
