@@ -17,7 +17,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
@@ -127,9 +127,11 @@ pub struct Adapter {
     /// Whether anything can be written: then the kernel asks each time, and each file is opened.
     writable: bool,
     /// What the kernel knows by number, and how often it was told: only while something can be written.
-    known: Mutex<HashMap<u64, u64>>,
+    known: Arc<Mutex<HashMap<u64, u64>>>,
     /// The way to tell the kernel what it must forget.
     notifier: Arc<OnceLock<Notifier>>,
+    /// The way to the thread that does so for all nodes.
+    forgetter: OnceLock<mpsc::Sender<()>>,
     passthrough: AtomicBool,
     backing: Mutex<Backings>,
     next_handle: AtomicU64,
@@ -165,7 +167,8 @@ impl Adapter {
             tree,
             view,
             writable,
-            known: Mutex::default(),
+            known: Arc::default(),
+            forgetter: OnceLock::new(),
             notifier: Arc::default(),
             passthrough: AtomicBool::new(may_pass_through && !writable),
             backing: Mutex::default(),
@@ -254,6 +257,19 @@ impl Adapter {
             let mut known = lock(&self.known);
             let count = known.entry(attr.ino.0).or_insert(0);
             *count = count.saturating_add(1);
+        }
+    }
+
+    /// The kernel forgot so many times that it was told of a node.
+    fn forgotten(&self, ino: INodeNo, times: u64) {
+        if self.writable {
+            let mut known = lock(&self.known);
+            if let Some(count) = known.get_mut(&ino.0) {
+                *count = count.saturating_sub(times);
+                if *count == 0 {
+                    known.remove(&ino.0);
+                }
+            }
         }
     }
 
@@ -389,15 +405,7 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        if self.writable {
-            let mut known = lock(&self.known);
-            if let Some(count) = known.get_mut(&ino.0) {
-                *count = count.saturating_sub(nlookup);
-                if *count == 0 {
-                    known.remove(&ino.0);
-                }
-            }
-        }
+        self.forgotten(ino, nlookup);
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -531,11 +539,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let made = self.make(parent, name, Kind::File, mode).and_then(|attr| {
-            let (handle, open_flags) = self.begin(attr.ino, OpenFlags(flags))?;
-            Ok((attr, handle, open_flags))
-        });
-        match made {
+        match self.make_open(parent, name, mode, OpenFlags(flags)) {
             Ok((attr, handle, open_flags)) => reply.created(&self.ttl(), &attr, Generation(0), handle, open_flags),
             Err(errno) => reply.error(errno),
         }

@@ -1,11 +1,15 @@
 //! The write half of the adapter: what the kernel's requests mean to a [`FileSystemWrite`].
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::Ordering;
+use std::sync::{Mutex, mpsc};
 use std::time::SystemTime;
 
-use fuser::{Errno, FileAttr, FileHandle, FopenFlags, INodeNo, OpenAccMode, OpenFlags, RenameFlags, TimeOrNow};
+use fuser::{
+    Errno, FileAttr, FileHandle, FopenFlags, INodeNo, Notifier, OpenAccMode, OpenFlags, RenameFlags, TimeOrNow,
+};
 
 use super::{Adapter, Answer, OTHER_SPELLING};
 use crate::cache::lock;
@@ -75,15 +79,16 @@ impl Adapter {
 
     /// After a flat file was written to: the kernel's pages and attributes of every node are void.
     fn forget_contents(&self) {
-        let Some(notifier) = self.notifier.get().cloned() else { return };
-        let known: Vec<u64> = lock(&self.known).keys().copied().collect();
+        let Some(notifier) = self.notifier.get() else { return };
         // Not here: the kernel may wait for this very request before it lets go of a page.
-        std::thread::spawn(move || {
-            for ino in known {
-                // ENOENT: the kernel has forgotten it by itself.
-                let _ = notifier.inval_inode(INodeNo(ino), 0, 0);
-            }
+        let forgetter = self.forgetter.get_or_init(|| {
+            let (ask, asked) = mpsc::channel();
+            let (notifier, known) = (notifier.clone(), self.known.clone());
+            std::thread::spawn(move || forget_when(&asked, &notifier, &known));
+            ask
         });
+        // It ends with the session only.
+        let _ = forgetter.send(());
     }
 
     /// After a change by way of another spelling: the kernel's pages under the entry's own are void.
@@ -94,6 +99,25 @@ impl Adapter {
         {
             // ENOENT: the kernel does not know it.
             let _ = notifier.inval_inode(INodeNo(ino.0 & !OTHER_SPELLING), 0, 0);
+        }
+    }
+
+    /// Makes a file and opens it: both, or neither.
+    pub(super) fn make_open(
+        &self,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        flags: OpenFlags,
+    ) -> Answer<(FileAttr, FileHandle, FopenFlags)> {
+        let attr = self.make(parent, name, Kind::File, mode)?;
+        match self.begin(attr.ino, flags) {
+            Ok((handle, open_flags)) => Ok((attr, handle, open_flags)),
+            Err(errno) => {
+                self.forgotten(attr.ino, 1);
+                let _ = self.change("create", parent, |writer, dir| writer.remove(dir, name.as_bytes(), false));
+                Err(errno)
+            }
         }
     }
 
@@ -157,6 +181,18 @@ impl Adapter {
         self.change("setattr", ino, |writer, node| writer.set_attributes(node, &changes))?;
         self.forget_first_spelling(ino);
         self.attr("setattr", ino)
+    }
+}
+
+/// Makes the kernel forget all nodes, each time that it is asked to; once for what was asked meanwhile.
+fn forget_when(asked: &mpsc::Receiver<()>, notifier: &Notifier, known: &Mutex<HashMap<u64, u64>>) {
+    while asked.recv().is_ok() {
+        while asked.try_recv().is_ok() {}
+        let known: Vec<u64> = lock(known).keys().copied().collect();
+        for ino in known {
+            // ENOENT: the kernel has forgotten it by itself.
+            let _ = notifier.inval_inode(INodeNo(ino), 0, 0);
+        }
     }
 }
 
