@@ -371,14 +371,14 @@ impl FileSystem for Forest {
 
     fn xattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
         match self.target(node)? {
-            Target::Tree(tree, _, own) => tree.xattr(own, name),
+            Target::Tree(tree, number, own) => self.names.xattr((tree.as_ref(), number), own, name),
             Target::Synthetic(_) => Err(Error::NoAttribute),
         }
     }
 
     fn xattrs(&self, node: NodeId) -> Result<Vec<Vec<u8>>> {
         match self.target(node)? {
-            Target::Tree(tree, _, own) => tree.xattrs(own),
+            Target::Tree(tree, number, own) => self.names.xattrs((tree.as_ref(), number), own),
             Target::Synthetic(_) => Ok(Vec::new()),
         }
     }
@@ -482,11 +482,11 @@ impl FileSystem for Escaped {
     }
 
     fn xattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
-        self.tree.xattr(node, name)
+        self.names.xattr((self.tree.as_ref(), 0), node, name)
     }
 
     fn xattrs(&self, node: NodeId) -> Result<Vec<Vec<u8>>> {
-        self.tree.xattrs(node)
+        self.names.xattrs((self.tree.as_ref(), 0), node)
     }
 
     fn summary(&self) -> Summary {

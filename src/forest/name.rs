@@ -12,6 +12,10 @@
 //!   more than 1,000 bytes    its first 960 bytes, %~, a checksum of 16 digits
 //! ```
 //!
+//! The bytes on the medium of a name that is shown otherwise are an attribute of its node,
+//! `user.imgfs.name`, from when the name was listed or looked up (of a node with several such names
+//! it is the last of those), for as long as it is among the last some ten thousand.
+//!
 //! Everything else stays as it is: control characters, invalid UTF-8, spaces. Whoever prints names
 //! on a terminal or into JSON escapes those (see [`crate::text::printable`]). Longer names than
 //! NAME_MAX (255 bytes) are shown, as the kernel's own drivers do (255 UTF-16 units of FAT are up to
@@ -42,6 +46,8 @@ const MOST_ROWS: usize = 1 << 20;
 const MOST_TWINS: usize = 1 << 16;
 /// Bound on what is remembered of directories, in bytes.
 const CACHE_SIZE: u64 = 4 << 20;
+/// The attribute that has the name on the medium.
+const RAW_NAME: &[u8] = b"user.imgfs.name";
 /// What an empty name is shown as.
 const EMPTY: &[u8] = b"%~0";
 /// Longest link target that the kernel takes.
@@ -62,6 +68,8 @@ pub enum Symlinks {
 /// How the rows of trees are shown. Trees are told apart by the number that the caller gives them.
 pub(super) struct Names {
     twins: Cache<(u64, NodeId), Option<Arc<Twins>>>,
+    /// By tree and node: the name on the medium, where another is shown.
+    raw: Cache<(u64, NodeId), Arc<[u8]>>,
     hasher: RandomState,
 }
 
@@ -76,25 +84,53 @@ struct Twins {
 
 impl Default for Names {
     fn default() -> Self {
-        Self { twins: Cache::new(CACHE_SIZE), hasher: RandomState::new() }
+        Self { twins: Cache::new(CACHE_SIZE), raw: Cache::new(CACHE_SIZE), hasher: RandomState::new() }
     }
 }
 
 impl Names {
+    fn remember(&self, tree: u64, node: NodeId, raw: &[u8]) {
+        self.raw.insert((tree, node), raw.into(), raw.len().saturating_add(128) as u64);
+    }
+
+    /// [`FileSystem::xattr`], and the name on the medium.
+    pub(super) fn xattr(&self, (tree, number): (&dyn FileSystem, u64), node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
+        match tree.xattr(node, name) {
+            Err(Error::NoAttribute) if name == RAW_NAME => {
+                self.raw.get(&(number, node)).map(|raw| raw.to_vec()).ok_or(Error::NoAttribute)
+            }
+            other => other,
+        }
+    }
+
+    /// [`FileSystem::xattrs`], and the name on the medium.
+    pub(super) fn xattrs(&self, (tree, number): (&dyn FileSystem, u64), node: NodeId) -> Result<Vec<Vec<u8>>> {
+        let mut names = tree.xattrs(node)?;
+        if self.raw.get(&(number, node)).is_some() && !names.iter().any(|name| name == RAW_NAME) {
+            names.push(RAW_NAME.to_vec());
+        }
+        Ok(names)
+    }
+
     /// [`FileSystem::read_dir`] with shown names.
     pub(super) fn read_dir(
         &self,
-        (tree, number): (&dyn FileSystem, u64),
+        (tree, number_of_tree): (&dyn FileSystem, u64),
         dir: NodeId,
         cursor: u64,
         emit: &mut EntrySink<'_>,
     ) -> Result<()> {
-        let twins = self.twins(tree, number, dir);
+        let twins = self.twins(tree, number_of_tree, dir);
         tree.read_dir(dir, cursor, &mut |entry| {
-            let name = match twins.as_ref().and_then(|twins| twins.numbers.get(&entry.next)) {
+            let number = twins.as_ref().and_then(|twins| twins.numbers.get(&entry.next));
+            let whole = entry.name.clone();
+            let name = match number {
                 Some(number) => Cow::Owned(numbered(&shown(entry.name), *number)),
                 None => shown(entry.name),
             };
+            if name != whole {
+                self.remember(number_of_tree, entry.node, &whole);
+            }
             emit(DirEntry { name, ..entry })
         })
     }
@@ -109,20 +145,33 @@ impl Names {
         if tree.writer().is_none() {
             if let Some((plain, twin)) = split_number(name) {
                 let twins = self.twins(tree, number, dir);
-                return Ok(twins.and_then(|twins| twins.nodes.get(&(plain.into(), twin)).copied()));
+                let found = twins.and_then(|twins| twins.nodes.get(&(plain.into(), twin)).copied());
+                if let Some(node) = found {
+                    // Of a long name with a checksum the listing knew it.
+                    if !has_checksum(plain) {
+                        self.remember(number, node, &unescaped(plain));
+                    }
+                }
+                return Ok(found);
             }
             if has_checksum(name) {
                 let mut found = None;
                 tree.read_dir(dir, 0, &mut |entry| {
-                    if entry.name.len() > MAX_SHOWN / 3 && shown(entry.name).as_ref() == name {
+                    if entry.name.len() > MAX_SHOWN / 3 && shown(entry.name.clone()).as_ref() == name {
                         found = Some(entry.node);
+                        self.remember(number, entry.node, &entry.name);
                     }
                     found.is_none()
                 })?;
                 return Ok(found);
             }
         }
-        tree.lookup(dir, &unescaped(name))
+        let raw = unescaped(name);
+        let found = tree.lookup(dir, &raw)?;
+        if let (Some(node), true) = (found, *raw != *name) {
+            self.remember(number, node, &raw);
+        }
+        Ok(found)
     }
 
     fn twins(&self, tree: &dyn FileSystem, number: u64, dir: NodeId) -> Option<Arc<Twins>> {
@@ -437,6 +486,28 @@ mod tests {
             assert!(name.len() <= 1024 && !name.is_empty() && !name.contains(&b'/') && !name.contains(&0));
         }
         rows.into_iter().map(|(name, _, _)| String::from_utf8(name).unwrap()).collect()
+    }
+
+    #[test]
+    fn the_name_on_the_medium_is_an_attribute_where_another_is_shown() {
+        let tree = Rows(["plain", "a/b", "x", "x", &"/".repeat(900)].map(|name| name.into()).into());
+        let raw = |names: &Names, row: u64| names.xattr((&tree, 1), NodeId(row + 1), RAW_NAME).ok();
+        let listing = Names::default();
+        let mut shown = Vec::new();
+        let mut take = |entry: DirEntry<'_>| {
+            shown.push(entry.name.into_owned());
+            true
+        };
+        listing.read_dir((&tree, 1), NodeId(1), 0, &mut take).unwrap();
+        for (row, name) in (1u64..).zip(&tree.0) {
+            let looking = Names::default();
+            looking.lookup((&tree, 1), NodeId(1), &shown[row as usize - 1]).unwrap();
+            let expected = (shown[row as usize - 1] != *name).then(|| name.clone());
+            assert_eq!(raw(&listing, row), expected);
+            assert_eq!(raw(&looking, row), expected);
+            let listed = listing.xattrs((&tree, 1), NodeId(row + 1)).unwrap();
+            assert_eq!(listed, expected.map(|_| RAW_NAME.to_vec()).into_iter().collect::<Vec<_>>());
+        }
     }
 
     #[test]
