@@ -4,6 +4,7 @@ mod cli;
 mod compressed;
 mod containers;
 mod corpus;
+mod differential;
 mod disks;
 mod dmg;
 mod encryption;
