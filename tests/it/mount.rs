@@ -203,6 +203,71 @@ fn the_system_s_own_tools_unmount_as_well() {
     }
 }
 
+/// FAT32 whose largest file goes round in its chain of clusters, and whose folder `d` does as well.
+fn with_hostile_chains(scratch: &Scratch) -> std::path::PathBuf {
+    let (image, folder) = (scratch.path("hostile.img"), scratch.path("from"));
+    std::fs::create_dir_all(folder.join("good")).unwrap();
+    for number in 0..200 {
+        std::fs::write(folder.join(format!("good/{number}")), pattern(3000, number)).unwrap();
+    }
+    std::fs::create_dir(folder.join("d")).unwrap();
+    std::fs::write(folder.join("d/x"), "x").unwrap();
+    std::fs::write(folder.join("big"), pattern(8 << 20, 1)).unwrap();
+    crate::fat::mkfs(&image, 512 << 10, "-F 32 -s 1");
+    for name in ["big", "d", "good"] {
+        crate::fat::mcopy(&image, &folder.join(name), "::");
+    }
+    let file = File::options().read(true).write(true).open(&image).unwrap();
+    let mut boot = [0; 512];
+    file.read_exact_at(&mut boot, 0).unwrap();
+    let table = u64::from(u16::from_le_bytes([boot[14], boot[15]])) * 512;
+    let fats = u64::from(u32::from_le_bytes(boot[36..40].try_into().unwrap())) * 512;
+    // The first row of the root is `big`: its size becomes the largest, its last cluster leads to its first.
+    let data = table + 2 * fats;
+    let mut root = vec![0; 4096];
+    file.read_exact_at(&mut root, data).unwrap();
+    let row = root.chunks(32).position(|row| row.starts_with(b"BIG        ")).unwrap() * 32;
+    let first = u32::from_le_bytes([root[row + 26], root[row + 27], root[row + 20], root[row + 21]]);
+    file.write_all_at(&u32::MAX.to_le_bytes(), data + row as u64 + 28).unwrap();
+    let last = u64::from(first) + (8 << 20) / 512 - 1;
+    let dir = root.chunks(32).position(|row| row.starts_with(b"D          ")).unwrap() * 32;
+    let dir = u32::from_le_bytes([root[dir + 26], root[dir + 27], root[dir + 20], root[dir + 21]]);
+    for copy in [table, table + fats] {
+        file.write_all_at(&first.to_le_bytes(), copy + last * 4).unwrap();
+        file.write_all_at(&dir.to_le_bytes(), copy + u64::from(dir) * 4).unwrap();
+    }
+    image
+}
+
+#[test]
+fn a_hostile_file_delays_no_other_reader() {
+    let scratch = Scratch::new();
+    let mounted = Mounted::new(&with_hostile_chains(&scratch), &[]);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let stop = || done.load(std::sync::atomic::Ordering::Relaxed);
+    let (big, folder) = (mounted.path("disk/big"), mounted.path("disk/d"));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !stop() {
+                    let read = File::open(&big).and_then(|file| file.read_at(&mut [0; 4096], 4_000_000_000));
+                    assert!(!matches!(read, Ok(1..)), "a chain that goes round has no byte 4,000,000,000");
+                    let _ = std::fs::read_dir(&folder).map(|rows| rows.take(100_000).count());
+                }
+            });
+        }
+        let mut slowest = Duration::ZERO;
+        for number in 0..200 {
+            let start = Instant::now();
+            assert_eq!(std::fs::read(mounted.path(&format!("disk/good/{number}"))).unwrap(), pattern(3000, number));
+            slowest = slowest.max(start.elapsed());
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        println!("the slowest of 200 files took {slowest:?}");
+        assert!(slowest < Duration::from_secs(2), "a reader waited for {slowest:?}");
+    });
+}
+
 #[test]
 fn signals_unmount_cleanly() {
     let scratch = Scratch::new();
