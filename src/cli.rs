@@ -184,11 +184,12 @@ fn with_mount(mut args: Vec<OsString>) -> Vec<OsString> {
 
 /// The chain of causes in one line. A cause that the line ends with already is not said twice.
 fn sentence(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).fold(String::new(), |line, cause| match line.as_str() {
+    let said = error.chain().map(ToString::to_string).fold(String::new(), |line, cause| match line.as_str() {
         "" => cause,
         said if said.ends_with(&cause) => line,
         said => format!("{said}: {cause}"),
-    })
+    });
+    imgfs::text::tamed(&said)
 }
 
 /// The reader of our output went away: not an error of ours.

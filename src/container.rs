@@ -60,9 +60,13 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::fs::Metadata;
 use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 use crate::check::{Check, MAX_FAULTS};
 use crate::device::file::HostFile;
@@ -95,6 +99,8 @@ pub struct Options {
     pub map: Option<PathBuf>,
     /// Ranges that could not be read when the image was made are zeros, not errors.
     pub bad_as_zeros: bool,
+    /// Folders below which references are followed as well: beside the image alone when empty.
+    pub references: Vec<PathBuf>,
     /// Wrappers taken off so far, 0 for a caller: a file can be made to hold itself.
     pub wrappers: u32,
 }
@@ -246,7 +252,8 @@ pub const FORMATS: &[ContainerFormat] = &[
 ];
 
 /// The one gate through which an image's references to other files pass. Images are untrusted: a
-/// reference leads to a file in the image's own folder, and chains are bounded.
+/// reference leads to a file in the image's own folder (or below one that the user named), no link
+/// is followed on the way, and chains are bounded.
 pub trait Companions {
     /// File name of the image itself.
     fn own_name(&self) -> &OsStr;
@@ -306,6 +313,8 @@ fn beside(companions: &dyn Companions, paths: &[String]) -> Result<PathBuf> {
 
 /// Longest chain of images that refer to each other: more than any tool makes, far less than the stack.
 const MAX_DEPTH: usize = 64;
+/// How often a file is opened anew that was moved meanwhile.
+const MAX_TRIES: usize = 8;
 
 /// The files beside one image.
 struct Folder<'a> {
@@ -315,37 +324,53 @@ struct Folder<'a> {
     map: Option<(PathBuf, Device)>,
 }
 
+/// A file that a reference means: a folder, and the way from there.
+struct Found {
+    folder: PathBuf,
+    within: PathBuf,
+}
+
 impl Folder<'_> {
-    /// The path of a file in the image's folder: a plain name, or a path that leads into the folder.
-    fn beside(&self, name: &Path) -> Result<PathBuf> {
-        let refused = |why: &str| {
-            let shown = printable(name.as_os_str().as_encoded_bytes());
-            let source = std::io::Error::new(ErrorKind::PermissionDenied, why.to_owned());
-            Error::io(format!("{}: it refers to {shown}", self.path.display()), source)
-        };
-        let outside = || refused("only files in the image's own folder are opened");
+    fn refused(&self, name: &Path, why: &str) -> Error {
+        let shown = printable(name.as_os_str().as_encoded_bytes());
+        let source = std::io::Error::new(ErrorKind::PermissionDenied, why.to_owned());
+        Error::io(format!("{}: it refers to {shown}", self.path.display()), source)
+    }
+
+    /// The file that is meant: a plain name, or a path that leads into the image's folder; or below a
+    /// folder that the user named.
+    fn find(&self, name: &Path) -> Result<Found> {
+        let outside = || self.refused(name, "only files in the image's own folder are opened (--allow-references DIR)");
         let plain = name.file_name().filter(|plain| !plain.is_empty()).ok_or_else(outside)?;
-        let folder = match name.parent() {
-            Some(folder) if folder.is_absolute() => {
-                let own = std::path::absolute(self.path).ok();
-                own.as_deref().and_then(Path::parent) == Some(folder)
-            }
+        let own = match self.path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let beside = match name.parent() {
+            Some(folder) if folder.is_absolute() => std::path::absolute(own).is_ok_and(|own| own == folder),
             Some(folder) => folder.components().all(|part| part == Component::CurDir),
             None => false,
         };
-        if !folder {
-            return Err(outside());
+        if beside {
+            return Ok(Found { folder: own.to_owned(), within: plain.into() });
         }
-        let path = self.path.with_file_name(plain);
-        if std::fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink()) {
-            return Err(refused("it is a symbolic link, which could lead anywhere"));
+        let whole = match own.canonicalize() {
+            Ok(own) => without_dots(&own.join(name)),
+            Err(_) => return Err(outside()),
+        };
+        for allowed in &self.options.references {
+            let Ok(folder) = allowed.canonicalize() else { continue };
+            if let Ok(within) = whole.strip_prefix(&folder) {
+                return Ok(Found { within: within.to_owned(), folder });
+            }
         }
-        Ok(path)
+        Err(outside())
     }
 
     /// The path of a folder beside the image.
     fn folder(&self, name: &Path) -> Result<PathBuf> {
-        let path = self.beside(name)?;
+        let found = self.find(name)?;
+        let path = found.folder.join(&found.within);
         let io = |source| Error::io(path.display().to_string(), source);
         if !std::fs::symlink_metadata(&path).map_err(io)?.is_dir() {
             return Err(io(ErrorKind::NotADirectory.into()));
@@ -353,17 +378,69 @@ impl Folder<'_> {
         Ok(path)
     }
 
-    fn open_file(&self, path: &Path) -> Result<Device> {
-        match HostFile::open(path) {
-            Ok(file) => Ok(Arc::new(file)),
-            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
-                let name = printable(path.file_name().unwrap_or_default().as_encoded_bytes());
-                let what = format!("{}: it needs the file {name} in its folder", self.path.display());
-                Err(Error::Io { what, source })
+    /// Opens what was found: the kernel sees to it that the way stays below the folder.
+    fn open_found(&self, name: &Path, found: &Found) -> Result<Device> {
+        let path = found.folder.join(&found.within);
+        let io = |error: Errno| match error {
+            Errno::LOOP => self.refused(name, "it is a symbolic link, which could lead anywhere"),
+            Errno::XDEV => self.refused(name, "it leads out of the folder"),
+            Errno::NOENT => {
+                let missing = printable(found.within.as_os_str().as_encoded_bytes());
+                let what = format!("{}: it needs the file {missing} in its folder", self.path.display());
+                Error::io(what, error.into())
             }
-            Err(error) => Err(error),
+            error => Error::io(path.display().to_string(), error.into()),
+        };
+        let folder = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::PATH;
+        let folder = rustix::fs::open(&found.folder, folder, Mode::empty()).map_err(io)?;
+        let file = open_beneath(&folder, &found.within).map_err(io)?;
+        Ok(Arc::new(HostFile::from_file(file.into(), path.display().to_string())?))
+    }
+}
+
+/// A path without `.` and `..`, by its words alone: no link is followed later, either.
+fn without_dots(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => drop(out.pop()),
+            Component::CurDir => {}
+            part => out.push(part),
         }
     }
+    out
+}
+
+/// Opens a file below a folder to be read, and follows no link.
+fn open_beneath(folder: &OwnedFd, within: &Path) -> std::result::Result<OwnedFd, Errno> {
+    // Non-blocking, so that a named pipe is refused later and not waited for.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    for _ in 0..MAX_TRIES {
+        match rustix::fs::openat2(folder, within, flags, Mode::empty(), resolve) {
+            // Something on the way was renamed just then.
+            Err(Errno::AGAIN) => {}
+            // Linux before 5.6, or a container that does not know the call.
+            Err(Errno::NOSYS | Errno::PERM) => return open_step_by_step(folder, within, flags),
+            opened => return opened,
+        }
+    }
+    Err(Errno::AGAIN)
+}
+
+/// The same where the kernel cannot do it at once.
+fn open_step_by_step(folder: &OwnedFd, within: &Path, flags: OFlags) -> std::result::Result<OwnedFd, Errno> {
+    let mut at = rustix::io::fcntl_dupfd_cloexec(folder, 0)?;
+    let mut parts = within.components().peekable();
+    while let Some(part) = parts.next() {
+        let Component::Normal(name) = part else { return Err(Errno::XDEV) };
+        if parts.peek().is_none() {
+            return rustix::fs::openat(&at, name, flags | OFlags::NOFOLLOW, Mode::empty());
+        }
+        let folder = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::PATH;
+        at = rustix::fs::openat(&at, name, folder, Mode::empty())?;
+    }
+    Err(Errno::NOENT)
 }
 
 impl Companions for Folder<'_> {
@@ -372,16 +449,17 @@ impl Companions for Folder<'_> {
     }
 
     fn open(&self, name: &Path) -> Result<Device> {
-        self.open_file(&self.beside(name)?)
+        self.open_found(name, &self.find(name)?)
     }
 
     fn open_disk(&self, name: &Path, format: Option<&str>) -> Result<Opened> {
-        let path = self.beside(name)?;
+        let found = self.find(name)?;
         if self.depth >= MAX_DEPTH {
             let what = format!("a chain of more than {MAX_DEPTH} images (or one that leads back to itself)");
             return Err(Error::unsupported("container", what));
         }
-        let device = self.open_file(&path)?;
+        let device = self.open_found(name, &found)?;
+        let path = found.folder.join(&found.within);
         let options = Options { format: format.map(str::to_owned), snapshot: None, ..self.options.clone() };
         let depth = self.depth.saturating_add(1);
         let companions = Folder { path: &path, options: &options, depth, map: None };
@@ -400,9 +478,11 @@ impl Companions for Folder<'_> {
     }
 
     fn open_inside(&self, folder: &Path, name: &Path) -> Result<Device> {
-        let path = self.folder(folder)?.join("that");
-        let within = Folder { path: &path, options: self.options, depth: self.depth, map: None };
-        self.open_file(&within.beside(name)?)
+        let Found { folder, within } = self.find(folder)?;
+        match name.file_name().filter(|plain| *plain == name.as_os_str()) {
+            Some(plain) => self.open_found(name, &Found { folder, within: within.join(plain) }),
+            None => Err(self.refused(name, "only files in the image's own folder are opened")),
+        }
     }
 
     fn map(&self) -> Option<(PathBuf, Device)> {
@@ -517,4 +597,44 @@ fn open_raw(disk: Device, options: &Options) -> Result<Opened> {
         return Err(Error::unsupported("raw", "an internal snapshot"));
     }
     Ok(Opened::new("raw", disk))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_way_below_a_folder_follows_no_link_with_and_without_the_call_for_it() {
+        let folder = std::env::temp_dir().join(format!("imgfs-beneath-{}", std::process::id()));
+        std::fs::create_dir_all(folder.join("inside/deeper")).unwrap();
+        std::fs::write(folder.join("inside/deeper/file"), b"x").unwrap();
+        std::fs::write(folder.join("secret"), b"x").unwrap();
+        std::os::unix::fs::symlink("deeper", folder.join("inside/folder")).unwrap();
+        std::os::unix::fs::symlink("../secret", folder.join("inside/link")).unwrap();
+        let at = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::PATH;
+        let at = rustix::fs::open(folder.join("inside"), at, Mode::empty()).unwrap();
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        for (name, error) in [
+            ("deeper/file", None),
+            ("link", Some(Errno::LOOP)),
+            ("folder/file", Some(Errno::LOOP)),
+            ("../secret", Some(Errno::XDEV)),
+            ("/etc/passwd", Some(Errno::XDEV)),
+            ("nothing", Some(Errno::NOENT)),
+        ] {
+            assert_eq!(open_beneath(&at, Path::new(name)).err(), error, "{name}");
+            let other = open_step_by_step(&at, Path::new(name), flags).err();
+            // A link in the place of a folder is no folder to it.
+            let expected = if name == "folder/file" { Some(Errno::NOTDIR) } else { error };
+            assert_eq!(other, expected, "{name}");
+        }
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn dots_are_taken_out_of_a_path_by_its_words() {
+        let clean = |path: &str| without_dots(Path::new(path)).to_str().unwrap().to_owned();
+        assert_eq!(clean("/a/./b/../../c"), "/c");
+        assert_eq!(clean("/../../etc"), "/etc");
+    }
 }

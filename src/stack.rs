@@ -94,6 +94,8 @@ pub struct Image {
     pub tracks: Vec<SoundTrack>,
     modified: Option<Timestamp>,
     options: filesystem::Options,
+    /// As in [`container::Options`].
+    references: Vec<PathBuf>,
 }
 
 /// What is known of the container.
@@ -210,8 +212,9 @@ impl Image {
         if overlay.is_some() {
             parts.insert(1.min(parts.len()), untouched(windowed(cached.clone(), options)?));
         }
+        let references = options.container.references.clone();
         let options = options.filesystem.clone();
-        Ok(Self { container, disk, cached, overlay, scan, parts, tracks, modified, options })
+        Ok(Self { container, disk, cached, overlay, scan, parts, tracks, modified, options, references })
     }
 
     /// Everything under one root.
@@ -227,7 +230,7 @@ impl Image {
     /// How to open the base of this image's overlay alone: with the format that it was first seen to have.
     pub fn base_options(&self) -> Options {
         let format = Some(self.container.format.to_owned());
-        let defaults = Options::default();
+        let defaults = Options::following(&self.references);
         Options { container: container::Options { format, ..defaults.container.clone() }, ..defaults }
     }
 
@@ -304,15 +307,25 @@ impl Part {
 
 /// Opens an overlay with its base: the one given, or the one that it names. A name that leads out of
 /// the overlay's own folder is not followed, as a file from a stranger could name any.
-pub fn open_overlay(path: &Path, base: Option<&Path>, options: overlay::Options) -> Result<Overlay> {
-    open_with_base(path, base, options)?.into_overlay().ok_or(Error::Invalid)
+pub fn open_overlay(
+    path: &Path,
+    base: Option<&Path>,
+    options: overlay::Options,
+    references: &[PathBuf],
+) -> Result<Overlay> {
+    open_with_base(path, base, options, references)?.into_overlay().ok_or(Error::Invalid)
 }
 
 /// As [`open_overlay`], with everything that is in the disk.
-pub fn open_with_base(path: &Path, base: Option<&Path>, options: overlay::Options) -> Result<Image> {
+pub fn open_with_base(
+    path: &Path,
+    base: Option<&Path>,
+    options: overlay::Options,
+    references: &[PathBuf],
+) -> Result<Image> {
     let base = base_of(path, base)?;
     let writing = Some(Writing::Overlay(path.to_owned(), options));
-    Image::open(&base, &Options { writing, ..Options::default() })
+    Image::open(&base, &Options { writing, ..Options::following(references) })
 }
 
 /// The base of an overlay: the one given, or the one that it names beside itself.
@@ -335,6 +348,13 @@ pub fn base_of(path: &Path, base: Option<&Path>) -> Result<PathBuf> {
 }
 
 impl Options {
+    /// The defaults, with references followed below these folders.
+    pub fn following(references: &[PathBuf]) -> Self {
+        let mut options = Self::default();
+        options.container.references = references.to_vec();
+        options
+    }
+
     /// The base of an overlay keeps the format that it was first seen to have: a guest can write
     /// the magic number of another.
     fn container_options(&self) -> Result<container::Options> {

@@ -81,19 +81,43 @@ pub fn printable(bytes: &[u8]) -> String {
     let mut out = String::new();
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {
-            let bidirectional =
-                matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
             match c {
                 '\t' => out.push_str("\\t"),
                 '\n' => out.push_str("\\n"),
                 '\\' => out.push_str("\\\\"),
-                c if c.is_control() || bidirectional => out.extend(c.escape_unicode()),
+                c if steers(c) => out.extend(c.escape_unicode()),
                 c => out.push(c),
             }
         }
         for byte in chunk.invalid() {
             out.push_str(&format!("\\x{byte:02x}"));
         }
+    }
+    out
+}
+
+fn steers(c: char) -> bool {
+    let bidirectional =
+        matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || bidirectional
+}
+
+/// A sentence of ours that may quote an image, made safe for a terminal: what steers one appears as
+/// an escape, and all else as it is (escapes that are there already among it).
+pub fn tamed(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if steers(c) { out.extend(c.escape_unicode()) } else { out.push(c) }
+    }
+    out
+}
+
+/// JSON that means the same, safe for a terminal: what would steer one is written `\u202e`.
+pub fn tamed_json(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        // What ends a line stands between values; within them it is escaped.
+        if steers(c) && c != '\n' { out.push_str(&format!("\\u{:04x}", u32::from(c))) } else { out.push(c) }
     }
     out
 }
@@ -114,6 +138,12 @@ mod tests {
     fn a_guid_prints_its_first_three_fields_in_little_endian() {
         let esp = [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b];
         assert_eq!(guid(esp), "C12A7328-F81F-11D2-BA4B-00A0C93EC93B");
+    }
+
+    #[test]
+    fn a_sentence_and_json_are_tamed_and_escapes_in_them_stay() {
+        assert_eq!(tamed("a\\x1b \u{1b}[31m\u{202e}é\n"), "a\\x1b \\u{1b}[31m\\u{202e}é\\u{a}");
+        assert_eq!(tamed_json("{\n  \"a\": \"\u{202e}\u{9b}é\"\n}"), "{\n  \"a\": \"\\u202e\\u009bé\"\n}");
     }
 
     #[test]

@@ -173,7 +173,7 @@ impl<'a> Copy<'a> {
 
     fn fail(&mut self, path: &[u8], error: &anyhow::Error) {
         self.failures += 1;
-        self.bar.suspend(|| eprintln!("imgfs: {}: {error:#}", shown(path)));
+        self.bar.suspend(|| eprintln!("imgfs: {}: {}", shown(path), imgfs::text::tamed(&format!("{error:#}"))));
     }
 
     fn folder(&self) -> Result<&OwnedFd> {

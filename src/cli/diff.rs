@@ -9,7 +9,7 @@ use imgfs::device::overlay::Overlay;
 use imgfs::filesystem::{Attributes, FileSystem, Kind, NodeId};
 use imgfs::forest::Forest;
 use imgfs::stack::{self, Image};
-use imgfs::text::printable;
+use imgfs::text::{printable, tamed};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -61,7 +61,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let mut changes = BTreeMap::new();
     if !args.sectors {
         let (path, base) = (&args.overlay.overlay, args.overlay.base.as_deref());
-        let after = stack::open_with_base(path, base, args.overlay.options(true))?;
+        let after =
+            stack::open_with_base(path, base, args.overlay.options(true), &args.overlay.safety.allow_references)?;
         let before = Image::open(&stack::base_of(path, base)?, &after.base_options())?;
         changes = files(&before.forest(), &after.forest(), &mut outcome)?;
     }
@@ -135,7 +136,7 @@ fn nodes(forest: &Forest, outcome: &mut Outcome) -> Result<BTreeMap<Vec<u8>, Fou
         let name = top.name.clone();
         walk::walk(forest, top, &name, &mut |step| {
             let mut fail = |path: &[u8], error: &imgfs::error::Error| {
-                eprintln!("imgfs: {}: {error}", printable(path));
+                eprintln!("imgfs: {}: {}", printable(path), tamed(&error.to_string()));
                 *outcome = Outcome::Partial;
             };
             match step {

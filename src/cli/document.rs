@@ -5,6 +5,7 @@ use std::io::Write;
 
 use anyhow::Result;
 use imgfs::filesystem::{Attributes, Kind, Timestamp};
+use imgfs::text::tamed_json;
 use serde_json::{Map, Value, json};
 
 /// Version of all shapes. Members may be added within a version; none is removed or changes its meaning.
@@ -13,7 +14,7 @@ const VERSION: u32 = 1;
 /// Writes one object: `shape`, `version`, then its own members.
 pub fn write(shape: &str, members: Value) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{:#}", object(shape, members))?;
+    writeln!(out, "{}", tamed_json(&format!("{:#}", object(shape, members))))?;
     Ok(out.flush()?)
 }
 

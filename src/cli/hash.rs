@@ -123,7 +123,7 @@ impl Report<'_> {
         match digests {
             Ok(digests) => self.lines.push(Line { of, name: name.to_vec(), size, digests }),
             Err(error) => {
-                eprintln!("imgfs: {}: {error}", printable(name));
+                eprintln!("imgfs: {}: {}", printable(name), imgfs::text::tamed(&error.to_string()));
                 self.outcome = Outcome::Partial;
             }
         }
@@ -197,7 +197,7 @@ impl Report<'_> {
                     jobs.push((row.clone(), path.to_vec()));
                 }
                 Step::Failed(_, path, error) => {
-                    eprintln!("imgfs: {}: {error}", printable(path));
+                    eprintln!("imgfs: {}: {}", printable(path), imgfs::text::tamed(&error.to_string()));
                     self.outcome = Outcome::Partial;
                 }
                 _ => {}
@@ -218,7 +218,9 @@ impl Report<'_> {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    bar.suspend(|| eprintln!("imgfs: {}: {error:#}", printable(path)));
+                    bar.suspend(|| {
+                        eprintln!("imgfs: {}: {}", printable(path), imgfs::text::tamed(&format!("{error:#}")))
+                    });
                     self.outcome = Outcome::Partial;
                 }
             }

@@ -8,7 +8,7 @@ use imgfs::bytes::Evidence;
 use imgfs::encryption::Encrypted;
 use imgfs::filesystem::Summary;
 use imgfs::stack::{Image, Part, Tree};
-use imgfs::text::printable;
+use imgfs::text::{printable, tamed};
 use serde_json::{Value, json};
 
 use super::Outcome;
@@ -48,7 +48,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         drop(out);
         document::write("imgfs-info", value)?;
     } else {
-        print(&image, &args.target.to_string_lossy(), &mut out)?;
+        print(&image, &printable(args.target.as_encoded_bytes()), &mut out)?;
         if args.stats {
             let s = image.cached.statistics();
             writeln!(out, "sector cache: {} hits, {} misses, {} bytes kept", s.hits, s.misses, s.weight)?;
@@ -59,7 +59,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
 
 fn print(image: &Image, name: &str, out: &mut dyn Write) -> Result<()> {
     let container = &image.container;
-    writeln!(out, "{}: {}, {}", printable(name.as_bytes()), container.format, bytes(image.disk.size()))?;
+    writeln!(out, "{name}: {}, {}", container.format, bytes(image.disk.size()))?;
     for (name, value) in &container.facts {
         writeln!(out, "  {name}: {}", printable(value.as_bytes()))?;
     }
@@ -67,12 +67,12 @@ fn print(image: &Image, name: &str, out: &mut dyn Write) -> Result<()> {
     match &image.scan {
         Ok(None) => {}
         Ok(Some(scan)) => {
-            let uuid = scan.table.uuid.as_ref().map_or(String::new(), |uuid| format!(", identifier {uuid}"));
+            let uuid = scan.table.uuid.as_ref().map_or(String::new(), |uuid| format!(", identifier {}", tamed(uuid)));
             writeln!(out, "{} partition table, {} rows{uuid}", scan.system.to_uppercase(), scan.table.entries.len())?;
             evidence(&scan.table.evidence, out)?;
             notes(&scan.table.notes, out)?;
         }
-        Err(error) => writeln!(out, "the partition table cannot be read: {error}")?,
+        Err(error) => writeln!(out, "the partition table cannot be read: {}", tamed(&error.to_string()))?,
     }
     for part in &image.parts {
         print_part(part, out)?;
@@ -101,7 +101,7 @@ fn print_part(part: &Part, out: &mut dyn Write) -> Result<()> {
     match &part.tree {
         Tree::Open { summary, .. } => print_summary(summary, out)?,
         Tree::Unknown => writeln!(out, "  no file system that imgfs knows: only {}.img", part.name)?,
-        Tree::Broken(error) => writeln!(out, "  no tree: {error}")?,
+        Tree::Broken(error) => writeln!(out, "  no tree: {}", tamed(&error.to_string()))?,
         Tree::Encrypted(encrypted) => print_encrypted(encrypted, out)?,
         Tree::Structural => {}
     }
@@ -109,27 +109,27 @@ fn print_part(part: &Part, out: &mut dyn Write) -> Result<()> {
 }
 
 fn print_encrypted(encrypted: &Encrypted, out: &mut dyn Write) -> Result<()> {
-    write!(out, "  {}, encrypted", encrypted.variant)?;
+    write!(out, "  {}, encrypted", tamed(&encrypted.variant))?;
     if let Some(label) = &encrypted.label {
-        write!(out, ", label \"{label}\"")?;
+        write!(out, ", label \"{}\"", printable(label.as_bytes()))?;
     }
     if let Some(uuid) = &encrypted.uuid {
-        write!(out, ", UUID {uuid}")?;
+        write!(out, ", UUID {}", tamed(uuid))?;
     }
     writeln!(out)?;
     for (name, value) in &encrypted.facts {
-        writeln!(out, "  {name}: {value}")?;
+        writeln!(out, "  {name}: {}", printable(value.as_bytes()))?;
     }
     notes(&encrypted.notes, out)
 }
 
 fn print_summary(summary: &Summary, out: &mut dyn Write) -> Result<()> {
-    write!(out, "  {}", summary.variant)?;
+    write!(out, "  {}", tamed(&summary.variant))?;
     if let Some(label) = &summary.label {
         write!(out, ", label \"{}\"", printable(label.as_bytes()))?;
     }
     if let Some(uuid) = &summary.uuid {
-        write!(out, ", UUID {uuid}")?;
+        write!(out, ", UUID {}", tamed(uuid))?;
     }
     let unit = u64::from(summary.block_size);
     let used = summary.total_blocks.saturating_sub(summary.free_blocks).saturating_mul(unit);
@@ -140,7 +140,7 @@ fn print_summary(summary: &Summary, out: &mut dyn Write) -> Result<()> {
 
 fn evidence(found: &[Evidence], out: &mut dyn Write) -> Result<()> {
     for found in found {
-        writeln!(out, "  byte {}: {} = {}", found.offset, found.what, hexadecimal(&found.bytes))?;
+        writeln!(out, "  byte {}: {} = {}", found.offset, tamed(found.what), hexadecimal(&found.bytes))?;
     }
     Ok(())
 }

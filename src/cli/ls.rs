@@ -50,7 +50,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         let kind = forest.attributes(node)?.kind;
         let name = target.name().map(|name| name.into_encoded_bytes()).unwrap_or_default();
         if args.targets.len() > 1 && kind == Kind::Directory {
-            writeln!(out, "{}{}:", if at > 0 { "\n" } else { "" }, text.display())?;
+            writeln!(out, "{}{}:", if at > 0 { "\n" } else { "" }, imgfs::text::printable(text.as_encoded_bytes()))?;
         }
         let mut listing = Listing { args, look, forest: &forest, out: &mut out, outcome: &mut outcome };
         let top = Row { node, name, kind };
@@ -111,7 +111,7 @@ fn as_json(args: &Args) -> Result<Outcome> {
 }
 
 fn said(path: &[u8], error: &imgfs::error::Error, outcome: &mut Outcome) {
-    eprintln!("imgfs: {}: {error}", imgfs::text::printable(path));
+    eprintln!("imgfs: {}: {}", imgfs::text::printable(path), imgfs::text::tamed(&error.to_string()));
     *outcome = Outcome::Partial;
 }
 
@@ -178,7 +178,7 @@ struct Listing<'a, W> {
 
 impl<W: Write> Listing<'_, W> {
     fn fail(&mut self, path: &[u8], error: &imgfs::error::Error) {
-        eprintln!("imgfs: {}: {error}", imgfs::text::printable(path));
+        eprintln!("imgfs: {}: {}", imgfs::text::printable(path), imgfs::text::tamed(&error.to_string()));
         *self.outcome = Outcome::Partial;
     }
 

@@ -170,7 +170,7 @@ fn write(context: &Scene<'_>, jobs: &[Job], writer: &mut dyn Writer, out: &mut d
         bar.inc(facts.contents.as_ref().map_or(0, |(size, _)| *size));
         if let Some(error) = &facts.error {
             outcome = Outcome::Partial;
-            bar.suspend(|| eprintln!("imgfs: {}: {error}", printable(&job.path)));
+            bar.suspend(|| eprintln!("imgfs: {}: {}", printable(&job.path), imgfs::text::tamed(error)));
         }
         writer.row(job, &facts, out)
     })?;

@@ -20,6 +20,7 @@ use imgfs::filesystem::{FileSystem, FileSystemWrite};
 use imgfs::forest::{Escaped, Symlinks};
 use imgfs::fuse::{Adapter, View};
 use imgfs::stack::{Image, Tree, Writing};
+use imgfs::text::{printable, tamed};
 use serde_json::json;
 use signal_hook::iterator::Signals;
 
@@ -137,7 +138,7 @@ fn mount(
     }
     report(&image);
     if let Some(Writing::Overlay(path, _)) = &options.stack.writing {
-        eprintln!("imgfs: changes go to {}", path.display());
+        eprintln!("imgfs: changes go to {}", printable(path.as_os_str().as_encoded_bytes()));
     }
     let tree = tree(&image, &options, &mountpoint)?;
     let mut opened = provenance::opened(&image, &target.image, options.stack.writing.as_ref());
@@ -283,7 +284,11 @@ fn advice(args: &Args) -> Option<String> {
 fn start_log(debug: bool) -> Arc<OnceLock<Arc<Log>>> {
     let level = if debug { "debug" } else { "warn" };
     let filter = env_logger::Env::new().filter_or("IMGFS_LOG", level);
-    Logger::start(env_logger::Builder::from_env(filter).format_timestamp(None).format_target(false).build())
+    let built = env_logger::Builder::from_env(filter)
+        // The lines quote images.
+        .format(|out, line| writeln!(out, "[{:<5}] {}", line.level(), tamed(&line.args().to_string())))
+        .build();
+    Logger::start(built)
 }
 
 /// Says what has no tree, and why; the rest mounts.

@@ -160,7 +160,9 @@ impl OverlayArgs {
 
     /// Opens it.
     pub fn open(&self, read_only: bool) -> Result<Overlay> {
-        let opened = stack::open_overlay(&self.overlay, self.base.as_deref(), self.options(read_only));
+        let options = self.options(read_only);
+        let references = &self.safety.allow_references;
+        let opened = stack::open_overlay(&self.overlay, self.base.as_deref(), options, references);
         opened.with_context(|| self.overlay.display().to_string())
     }
 }

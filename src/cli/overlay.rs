@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use imgfs::device::overlay::{self, Binding, Hash, Info};
 use imgfs::digest::hex;
-use imgfs::text::printable;
+use imgfs::text::{printable, tamed};
 use serde_json::json;
 
 use super::sandbox::{SafetyArgs, Sandbox};
@@ -81,14 +81,16 @@ fn info(info: &Info, as_json: bool) -> Result<Outcome> {
     writeln!(out, "disk of {} bytes, clusters of {} bytes", info.disk_size, info.cluster_size)?;
     writeln!(out, "changed: at most {changed} bytes; the file has {} bytes", info.file_size)?;
     let base = printable(info.base.path.as_os_str().as_encoded_bytes());
-    writeln!(out, "base: {base} ({})", info.base.qemu_format.as_deref().unwrap_or("format not named"))?;
+    writeln!(out, "base: {base} ({})", tamed(info.base.qemu_format.as_deref().unwrap_or("format not named")))?;
     match &info.base.binding {
         None => writeln!(out, "not bound to its base: another tool made it")?,
         Some(binding) => {
             writeln!(
                 out,
                 "bound to a {} image of {} bytes, by imgfs {}",
-                binding.format, binding.file_size, binding.version
+                tamed(&binding.format),
+                binding.file_size,
+                tamed(&binding.version)
             )?;
             writeln!(out, "made: {}", time(binding.created))?;
             writeln!(out, "samples of the base: SHA-256 {}", hexadecimal(&binding.samples))?;
@@ -139,7 +141,7 @@ fn check(report: &overlay::Report, as_json: bool) -> Result<Outcome> {
     }
     let mut out = std::io::stdout().lock();
     for error in &report.errors {
-        writeln!(out, "error: {error}")?;
+        writeln!(out, "error: {}", tamed(error))?;
     }
     let (data, zero) = (report.data_clusters, report.zero_clusters);
     writeln!(

@@ -95,7 +95,7 @@ fn apply_to(args: &ApplyArgs, file: File, writing: Option<Writing>) -> Result<Ou
         sandbox.fill_for(writing);
     }
     sandbox.enter()?;
-    let image = Image::open(&args.image, &Options { writing, ..Options::default() })?;
+    let image = Image::open(&args.image, &Options { writing, ..Options::following(&args.safety.allow_references) })?;
     let summary = apply_patch(&mut BufReader::new(file), image.disk.as_ref()).inspect_err(|_| {
         // Made for this patch alone.
         let _ = fresh.map(std::fs::remove_file);

@@ -37,6 +37,7 @@ impl ImageArgs {
         self.key.prepare(&options, ask)?;
         options.stack.keys = self.key.source(ask);
         options.stack.container.map = self.map.clone();
+        options.stack.container.references.clone_from(&self.safety.allow_references);
         options.stack.container.progress = progress::hook();
         Ok(options)
     }

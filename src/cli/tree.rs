@@ -116,7 +116,7 @@ impl Drawing<'_> {
             }
         }
         if let Some(error) = failed {
-            writeln!(out, "{indent}└── [{error}]")?;
+            writeln!(out, "{indent}└── [{}]", imgfs::text::tamed(&error.to_string()))?;
             self.outcome = Outcome::Partial;
         }
         Ok(())

@@ -56,6 +56,27 @@ fn info_says_what_an_image_is_and_how_that_is_known() {
 }
 
 #[test]
+fn nothing_of_an_image_reaches_a_terminal_or_json_raw() {
+    let scratch = Scratch::new();
+    // A label that turns the line round and clears the screen.
+    let image = scratch.path("label.img");
+    let label = "\u{202e}gpj.\u{9b}2J";
+    std::fs::File::create(&image).unwrap().set_len(1 << 20).unwrap();
+    tool("e2fsprogs", "mke2fs", &["-q", "-L", label, image.to_str().unwrap()]);
+    for flags in [&["info"][..], &["info", "--json"]] {
+        let said = ok(&[flags, &[image.to_str().unwrap()]].concat());
+        let raw = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+        assert!(!said.contains(raw), "{said:?}");
+        assert!(said.contains("gpj."), "{said:?}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&ok(&["info", "--json", image.to_str().unwrap()])).unwrap();
+    assert_eq!(json["parts"][0]["tree"]["label"], label, "the escapes of JSON mean the same text");
+    // A word of the user comes back in the error.
+    let said = run(&["ls", "no\u{1b}[2Jsuch.img"]);
+    assert!(said.err.contains("\\u{1b}") && !said.err.contains('\u{1b}'), "{:?}", said.err);
+}
+
+#[test]
 fn ls_lists_as_ls_does() {
     let case = Case::new("demo.img");
     let home = case.at("/p2/home/ada");

@@ -323,6 +323,118 @@ fn references_out_of_the_folder_and_urls_are_refused() {
 }
 
 #[test]
+fn no_format_follows_a_reference_out_of_the_folder_or_through_a_link() {
+    let scratch = Scratch::new();
+    let outside = Scratch::new();
+    let secret = outside.write("secret.bin", &disk(MIB));
+    std::fs::create_dir(scratch.path("inner")).unwrap();
+    std::fs::write(scratch.path("inner/secret.bin"), disk(MIB)).unwrap();
+    let vmdk = |file: &str| {
+        format!(
+            "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n\
+             createType=\"monolithicFlat\"\nRW 2048 FLAT \"{file}\" 0\n"
+        )
+    };
+    let cue = |file: &str| format!("FILE \"{file}\" BINARY\n  TRACK 01 MODE1/2048\n    INDEX 01 00:00:00\n");
+    let toc = |file: &str| format!("CD_ROM\nTRACK MODE1\nDATAFILE \"{file}\" 00:02:00\n");
+    let bundle = |file: &str| {
+        format!(
+            "<?xml version='1.0'?><Parallels_disk_image Version=\"1.0\"><Disk_Parameters><Disk_size>2048</Disk_size>\
+             </Disk_Parameters><StorageData><Storage><Start>0</Start><End>2048</End><Blocksize>2048</Blocksize>\
+             <Image><GUID>{{5fbaabe3-6958-40ff-92a7-860e329aab41}}</GUID><Type>Plain</Type><File>{file}</File></Image>\
+             </Storage></StorageData><Snapshots><Shot><GUID>{{5fbaabe3-6958-40ff-92a7-860e329aab41}}</GUID>\
+             <ParentGUID>{{00000000-0000-0000-0000-000000000000}}</ParentGUID></Shot></Snapshots></Parallels_disk_image>"
+        )
+    };
+    type Text<'a> = &'a dyn Fn(&str) -> String;
+    let kinds: [(&str, Text<'_>); 4] =
+        [("image.vmdk", &vmdk), ("image.cue", &cue), ("image.toc", &toc), ("DiskDescriptor.xml", &bundle)];
+    std::os::unix::fs::symlink(&secret, scratch.path("link.bin")).unwrap();
+    for (name, text) in kinds {
+        for file in
+            [secret.to_str().unwrap(), "inner/../../secret.bin", "inner/secret.bin", "link.bin", "\\\\host\\secret.bin"]
+        {
+            scratch.write(name, text(file).as_bytes());
+            let said = refusal(&scratch.path(name));
+            let reason = ["own folder", "symbolic link", "needs the file", "not there", "No such file", "link.bin"];
+            assert!(reason.iter().any(|reason| said.contains(reason)), "{name}, {file}: {said}");
+        }
+        // The same text leads to a file that is beside it.
+        std::fs::write(scratch.path("plain.bin"), disk(MIB)).unwrap();
+        scratch.write(name, text("plain.bin").as_bytes());
+        if let Err(error) = open(&scratch.path(name), &options()) {
+            panic!("{name} is no good description: {error}");
+        }
+    }
+}
+
+#[test]
+fn parents_are_found_by_their_plain_names_and_never_elsewhere() {
+    let scratch = Scratch::new();
+    let outside = Scratch::new();
+    scratch.write("base.raw", &disk(4 * MIB));
+    scratch
+        .sh(PACKAGES, "qemu-img convert -f raw -O vpc -o force_size=on base.raw parent.vhd; qemu-img convert -f raw -O vhdx base.raw parent.vhdx");
+    let disk = disk(4 * MIB);
+    for (name, child) in [("parent.vhd", "child.vhd"), ("parent.vhdx", "child.vhdx")] {
+        let parent = std::fs::read(scratch.path(name)).unwrap();
+        std::fs::rename(scratch.path(name), outside.path(name)).unwrap();
+        for recorded in [outside.path(name).display().to_string(), format!("..\\..\\{name}"), format!("../{name}")] {
+            let bytes = match child {
+                "child.vhd" => build::vhd_child(&parent, &recorded, 7, &disk, &[]),
+                _ => build::vhdx_child(&parent, &recorded, 7, &disk, &[]),
+            };
+            scratch.write(child, &bytes);
+            let said = refusal(&scratch.path(child));
+            assert!(said.contains("needs the file") || said.contains("No such file"), "{recorded}: {said}");
+            // A link in its place is not followed either.
+            std::os::unix::fs::symlink(outside.path(name), scratch.path(name)).unwrap();
+            let said = refusal(&scratch.path(child));
+            assert!(said.contains("symbolic link"), "{recorded}: {said}");
+            std::fs::remove_file(scratch.path(name)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn references_below_a_folder_that_the_user_names_are_followed() {
+    let scratch = Scratch::new();
+    let bases = Scratch::new();
+    std::fs::create_dir(bases.path("deep")).unwrap();
+    let bytes = disk(MIB);
+    std::fs::write(bases.path("deep/base.raw"), &bytes).unwrap();
+    std::os::unix::fs::symlink("deep/base.raw", bases.path("link.raw")).unwrap();
+    let allowing = |folder: PathBuf| Options { references: vec![folder], ..options() };
+    let base = bases.path("deep/base.raw");
+    scratch.sh(PACKAGES, &format!("qemu-img create -q -u -f qcow2 -F raw -b '{}' image 1M", base.display()));
+    assert!(refusal(&scratch.path("image")).contains("--allow-references"));
+    for folder in [bases.path(""), bases.path("deep")] {
+        let opened = open(&scratch.path("image"), &allowing(folder)).unwrap();
+        assert_disk("below a folder", opened.disk.as_ref(), &bytes);
+    }
+    assert!(open(&scratch.path("image"), &allowing(scratch.path(""))).is_err());
+    for outside in [bases.path("link.raw"), bases.path("deep/../../etc/passwd")] {
+        scratch.sh(PACKAGES, &format!("qemu-img create -q -u -f qcow2 -F raw -b '{}' image 1M", outside.display()));
+        assert!(open(&scratch.path("image"), &allowing(bases.path(""))).is_err(), "{}", outside.display());
+    }
+}
+
+#[test]
+fn a_chain_that_leads_back_to_itself_is_refused_in_each_format_with_parents() {
+    let scratch = Scratch::new();
+    let vmdk = "# Disk DescriptorFile\nversion=1\nCID=00000001\nparentCID=00000001\n\
+                createType=\"monolithicFlat\"\nparentFileNameHint=\"self.vmdk\"\nRW 2048 FLAT \"flat.bin\" 0\n";
+    scratch.write("flat.bin", &disk(MIB));
+    scratch.write("self.vmdk", vmdk.as_bytes());
+    let said = refusal(&scratch.path("self.vmdk"));
+    assert!(said.contains("leads back to itself"), "{said}");
+    // Each of the two names the other.
+    scratch.sh(PACKAGES, "for n in 'a b' 'b a'; do set -- $n; qemu-img create -q -u -f qcow -F qcow -b $1 $2 1M; done");
+    let said = refusal(&scratch.path("a"));
+    assert!(said.contains("leads back to itself"), "{said}");
+}
+
+#[test]
 fn internal_snapshots_have_their_own_bytes_and_size() {
     let scratch = Scratch::new();
     let bytes = disk(10 * MIB + 1536);

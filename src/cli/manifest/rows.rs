@@ -44,7 +44,7 @@ impl Writer for Rows<'_> {
             document::merge(&mut value, json!({ "error": error }));
         }
         let comma = if std::mem::take(&mut self.first) { "" } else { "," };
-        Ok(write!(out, "{comma}\n{value}")?)
+        Ok(write!(out, "{comma}\n{}", imgfs::text::tamed_json(&value.to_string()))?)
     }
 
     fn end(&mut self, out: &mut dyn Write) -> Result<()> {

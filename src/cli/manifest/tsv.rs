@@ -30,7 +30,7 @@ impl Writer for Tsv<'_> {
 
     fn row(&mut self, job: &Job, facts: &Facts, out: &mut dyn Write) -> Result<()> {
         if let Some(error) = &facts.error {
-            writeln!(out, "# unreadable: {}: {error}", printable(&job.path))?;
+            writeln!(out, "# unreadable: {}: {}", printable(&job.path), imgfs::text::tamed(error))?;
         }
         let (size, digest) = match (&facts.contents, &facts.error) {
             (_, Some(_)) => (0, "!"),
