@@ -473,3 +473,28 @@ impl Mapping for Hunks {
         unpacked
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::memory::Memory;
+
+    /// A map whose tree of codes has a run past its last code: found by the fuzzer.
+    const RUNS_OVER: &str = "4d436f6d707248440000007c000000056c7a6d617a6c696268756666666c61630000000000028000000000000000015d\
+             0000000000000000000010000000020090ee022791960afc732a090ef98f42c2130dc6f7711362316e83bb85708db101\
+             1e420000b36e9ac7000000000000000000000000000000000000000000758f0e06d3747952da5e9a8ddc09d0ee0f2434\
+             2ca0bfd73d3e3e058a9720fe19a70eaca8f83daedf630342a6678c2c5f06d620f6d6075d6d4cfff8a918000700000000\
+             000076460000000f47b28162ece52de2857726c100000022031011301028347f4862443fbf7c6f8ea069108f8c894633\
+             9e82d0d99bb96ebef03878ef637253dc7cee707f22a747b28162ece52de2857726c100000022031011301028347f4862\
+             443fbf7cef637253dc7cee707f22a747b28162ece52de2857726c100000022031011301028347f4862443fbf7c004cff\
+             f8a918000700000000000076460000000f47b28162ece52de27726c1000000220310113010283462443fbf7c";
+
+    #[test]
+    fn a_tree_of_codes_that_runs_over_is_damage_and_no_panic() {
+        let digits: Vec<char> = RUNS_OVER.chars().collect();
+        let byte = |pair: &[char]| u8::from_str_radix(&pair.iter().collect::<String>(), 16).unwrap();
+        let bytes: Vec<u8> = digits.chunks(2).map(byte).collect();
+        let file: Device = Arc::new(Memory::new(bytes, 512));
+        assert!(matches!(decoder(&file).err(), Some(Error::Corrupt { .. })));
+    }
+}
