@@ -302,7 +302,9 @@ fn report(image: &Image) {
         }
         if let Tree::Encrypted(encrypted) = &part.tree {
             let variant = &encrypted.variant;
-            if image.part(&part.name).is_none_or(|shown| shown.name == part.name) {
+            // The plain bytes may hold no file system that is known.
+            let opened = image.parts.iter().any(|shown| shown.name == format!("{}.plain", part.name));
+            if !opened {
                 log::warn!(
                     "{} is encrypted ({variant}): only {}.img is there; --key-file opens it",
                     part.name,
