@@ -168,7 +168,10 @@ fn nothing_is_left_of_a_mount_that_failed() {
     for option in ["-orw", "--snapshot"] {
         let failed = imgfs().arg(option).args([&image, &at]).env("TMPDIR", scratch.path("")).output().unwrap();
         assert_eq!(failed.status.code(), Some(1), "{}", said(failed).err);
-        assert_eq!(names(&scratch.path("")), ["bad.img", "mnt"]);
+        // The folder of this user's mounts stays, where there is no better place for it.
+        let own = format!("imgfs-{}", rustix::process::getuid().as_raw());
+        let left: Vec<String> = names(&scratch.path("")).into_iter().filter(|name| *name != own).collect();
+        assert_eq!(left, ["bad.img", "mnt"]);
     }
 }
 
