@@ -18,6 +18,7 @@ mod list;
 mod ls;
 mod manifest;
 mod mount;
+mod open;
 mod options;
 mod overlay;
 mod patch;
@@ -56,6 +57,8 @@ struct Cli {
 enum Command {
     /// Mount an image (`imgfs IMAGE MOUNTPOINT` is the same)
     Mount(mount::Args),
+    /// Mount in the user's runtime folder, and show that in the file manager
+    Open(open::Args),
     /// Unmount, and return when the daemon is gone
     Umount(umount::Args),
     /// List what is mounted, by whom, and where changes go
@@ -125,6 +128,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
     let cli = Cli::parse_from(with_mount(words));
     let result = match cli.command {
         Command::Mount(args) => mount::run(&args),
+        Command::Open(args) => open::run(&args),
         Command::Umount(args) => umount::run(&args),
         Command::List(args) => list::run(&args),
         Command::Info(args) => info::run(&args),

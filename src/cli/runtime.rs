@@ -125,11 +125,20 @@ pub fn absolute(mountpoint: &Path) -> Result<PathBuf> {
 
 /// The folder for the state of this user's mounts, made on first use, closed to others.
 pub fn folder() -> Result<PathBuf> {
+    private("imgfs")
+}
+
+/// The folder for mount points that nobody chose, made and closed likewise.
+pub fn mount_points() -> Result<PathBuf> {
+    private("imgfs-mounts")
+}
+
+fn private(name: &str) -> Result<PathBuf> {
     let uid = rustix::process::geteuid();
     let base = match std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !uid.is_root()) {
-        Some(base) if Path::new(&base).is_dir() => PathBuf::from(base).join("imgfs"),
-        _ if uid.is_root() && Path::new("/run").is_dir() => PathBuf::from("/run/imgfs"),
-        _ => std::env::temp_dir().join(format!("imgfs-{}", uid.as_raw())),
+        Some(base) if Path::new(&base).is_dir() => PathBuf::from(base).join(name),
+        _ if uid.is_root() && Path::new("/run").is_dir() => Path::new("/run").join(name),
+        _ => std::env::temp_dir().join(format!("{name}-{}", uid.as_raw())),
     };
     match std::fs::create_dir(&base) {
         Ok(()) => std::fs::set_permissions(&base, Permissions::from_mode(0o700))?,

@@ -4,6 +4,7 @@ mod cli;
 mod compressed;
 mod containers;
 mod corpus;
+mod desktop;
 mod differential;
 mod disks;
 mod dmg;

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::fat::tool;
 
-/// The checkout, or a copy of its testimages and scripts that an ordinary user can read.
+/// The checkout, or a copy of its testimages, scripts and packaging that an ordinary user can read.
 pub(crate) fn project() -> PathBuf {
     std::env::var_os("IMGFS_ROOT").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
