@@ -1,13 +1,17 @@
 //! FAT volumes by mkfs.fat and mtools, read here and by those who made them; and each oddity that
 //! was met in the wild, as a patch of such a volume.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use hadris_fat::sync::FatFs;
+use hadris_fs::sync::Volume;
+use hadris_fs::{FileType, MountOptions, OpenOptions};
+use hadris_storage::{BlockSize, MemDevice};
 use imgfs::device::file::HostFile;
 use imgfs::device::memory::Memory;
 use imgfs::device::{BlockDevice, Device};
@@ -71,6 +75,42 @@ pub(crate) fn mcopy(image: &Path, from: &Path, to: &str) {
 }
 
 pub(crate) type Tree = BTreeMap<String, Option<Vec<u8>>>;
+
+/// Fails with the names that differ, and with the first file that does.
+pub(crate) fn same_tree(found: &Tree, expected: &Tree, who: &str) {
+    let names = |tree: &Tree| tree.keys().cloned().collect::<BTreeSet<_>>();
+    let (found_names, expected_names) = (names(found), names(expected));
+    let differ: Vec<_> = found_names.symmetric_difference(&expected_names).collect();
+    assert!(differ.is_empty(), "{who}: {differ:?}");
+    for (name, bytes) in expected {
+        assert!(found[name] == *bytes, "{who}: {name} has other contents");
+    }
+}
+
+/// The files of a FAT volume as the crate hadris-fat reads them.
+pub(crate) fn by_hadris(volume: Vec<u8>) -> Tree {
+    let device = MemDevice::new(volume, BlockSize::new(512).unwrap());
+    let volume = FatFs::mount(device, MountOptions::new().read_only());
+    let volume = Volume::new(volume.map_err(|error| error.to_string()).unwrap());
+    let (mut found, mut folders) = (Tree::new(), vec![String::new()]);
+    while let Some(folder) = folders.pop() {
+        for entry in volume.read_dir(format!("/{folder}")).unwrap() {
+            let entry = entry.unwrap();
+            let path = format!("{folder}{}", std::str::from_utf8(entry.name().as_bytes()).unwrap());
+            let contents = if entry.file_type() == FileType::Dir {
+                folders.push(format!("{path}/"));
+                None
+            } else {
+                let mut bytes = Vec::new();
+                let mut file = volume.open(format!("/{path}"), OpenOptions::new().read()).unwrap();
+                file.read_to_end(&mut bytes).unwrap();
+                Some(bytes)
+            };
+            found.insert(path, contents);
+        }
+    }
+    found
+}
 
 /// Bytes that tell where they come from.
 pub(crate) fn pattern(len: usize, seed: u64) -> Vec<u8> {

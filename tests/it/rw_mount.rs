@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::fat::{Scratch, Tree, host_tree, mkfs, pattern, tool, try_tool};
+use crate::fat::{Scratch, Tree, by_hadris, host_tree, mkfs, pattern, same_tree, tool, try_tool};
 use crate::program::{Mounted, Untouched, imgfs, is_root, needs_root, ok, run, said, sha256, within};
 
 /// The kinds of volumes: size in KiB, arguments of mkfs.fat.
@@ -79,14 +79,6 @@ fn open(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().read(true).write(true).open(path)
 }
 
-fn same_tree(found: &Tree, expected: &Tree, who: &str) {
-    let names = |tree: &Tree| tree.keys().cloned().collect::<BTreeSet<_>>();
-    assert_eq!(names(found), names(expected), "{who}");
-    for (name, bytes) in expected {
-        assert!(found[name] == *bytes, "{who}: {name} has other contents");
-    }
-}
-
 /// The files of an image as mtools reads them.
 fn by_mtools(image: &Path, scratch: &Scratch) -> Tree {
     let out = scratch.path("mtools");
@@ -111,6 +103,7 @@ fn volume_holds(overlay: &Path, expected: &Tree, scratch: &Scratch) {
     let raw = converted(overlay, scratch);
     tool("dosfstools", "fsck.fat", &["-n", text(&raw)]);
     same_tree(&by_mtools(&raw, scratch), expected, "mcopy from qemu-img convert");
+    same_tree(&by_hadris(std::fs::read(&raw).unwrap()), expected, "hadris-fat from qemu-img convert");
 }
 
 /// A file that only takes room.
