@@ -372,17 +372,18 @@ impl Folder<'_> {
         let found = self.find(name)?;
         let path = found.folder.join(&found.within);
         let io = |source| Error::io(path.display().to_string(), source);
-        if !std::fs::symlink_metadata(&path).map_err(io)?.is_dir() {
-            return Err(io(ErrorKind::NotADirectory.into()));
+        let found = std::fs::symlink_metadata(&path).map_err(io)?;
+        if found.is_symlink() {
+            return Err(self.refused(name, A_LINK));
         }
-        Ok(path)
+        if found.is_dir() { Ok(path) } else { Err(io(ErrorKind::NotADirectory.into())) }
     }
 
     /// Opens what was found: the kernel sees to it that the way stays below the folder.
     fn open_found(&self, name: &Path, found: &Found) -> Result<Device> {
         let path = found.folder.join(&found.within);
         let io = |error: Errno| match error {
-            Errno::LOOP => self.refused(name, "it is a symbolic link, which could lead anywhere"),
+            Errno::LOOP => self.refused(name, A_LINK),
             Errno::XDEV => self.refused(name, "it leads out of the folder"),
             Errno::NOENT => {
                 let missing = printable(found.within.as_os_str().as_encoded_bytes());
@@ -397,6 +398,9 @@ impl Folder<'_> {
         Ok(Arc::new(HostFile::from_file(file.into(), path.display().to_string())?))
     }
 }
+
+/// Why a reference is not followed.
+const A_LINK: &str = "it is a symbolic link, which could lead anywhere";
 
 /// A path without `.` and `..`, by its words alone: no link is followed later, either.
 fn without_dots(path: &Path) -> PathBuf {
