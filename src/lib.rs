@@ -12,6 +12,8 @@
 //!                                                                            checked here     FAT, ISO, ext          cli (ls, cat, cp, ...)
 //! ```
 //!
+//! An entry that [`encryption`] knows goes through it first, when there is a key, and is read-only.
+//!
 //! What is handed on is a [`device::BlockDevice`] (bytes) or a [`filesystem::FileSystem`] (nodes).
 //! Nothing calls upwards. The forest is a file system too: flat files and trees under one root.
 //! FUSE and the commands see only that.
