@@ -337,6 +337,9 @@ fi
 sync -f .
 "#;
 
+/// The ext2 of 1993: newer versions of mke2fs ask for it in another way.
+const REVISION_0: &str = "-t ext2 -b 1024 $(mke2fs -r 0 -V 2>&1 | grep -q removed && echo -E revision=0 || echo -r 0)";
+
 /// Makes an image, fills it, and compares all of it with the kernel.
 fn made_and_compared(name: &str, mke2fs: &str, size: &str, environment: &str) -> Counts {
     let scratch = Scratch::new(name);
@@ -371,7 +374,7 @@ fn ext2_without_directory_indexes_reads_as_in_the_kernel() {
 
 #[test]
 fn ext2_of_revision_0_reads_as_in_the_kernel() {
-    made_and_compared("rev0", "-t ext2 -r 0 -b 1024 -N 20000", "96M", "A=1");
+    made_and_compared("rev0", &format!("{REVISION_0} -N 20000"), "96M", "A=1");
 }
 
 #[test]
@@ -949,7 +952,7 @@ fn a_journal_with_csum_v2_and_revokes_is_replayed_as_by_e2fsck() {
 fn flipped_bytes_never_stop_a_walk() {
     let scratch = Scratch::new("flips");
     let kinds = [
-        "-t ext2 -b 1024 -r 0",
+        REVISION_0,
         "-t ext4 -b 1024 -O ^metadata_csum,inline_data,^has_journal -I 256",
         "-t ext4 -b 1024 -O ^metadata_csum,^has_journal,^resize_inode,meta_bg,64bit",
         "-t ext4 -b 4096 -O metadata_csum,^has_journal,ea_inode",
