@@ -338,7 +338,8 @@ sync -f .
 "#;
 
 /// The ext2 of 1993: newer versions of mke2fs ask for it in another way.
-const REVISION_0: &str = "-t ext2 -b 1024 $(mke2fs -r 0 -V 2>&1 | grep -q removed && echo -E revision=0 || echo -r 0)";
+const REVISION_0: &str =
+    "-t ext2 -b 1024 $(mke2fs -r 0 -V 2>&1 | grep -q removed && printf '%s' '-E revision=0' || printf '%s' '-r 0')";
 
 /// Makes an image, fills it, and compares all of it with the kernel.
 fn made_and_compared(name: &str, mke2fs: &str, size: &str, environment: &str) -> Counts {
