@@ -265,6 +265,11 @@ impl Image {
         self.parts.iter().find(open).or_else(|| self.parts.iter().find(|part| part.name == folder))
     }
 
+    /// The part that shows an encrypted one without its encryption, when a key opened it.
+    pub fn plain_of(&self, part: &Part) -> Option<&Part> {
+        self.parts.iter().find(|plain| plain.folder == part.folder && plain.name != part.name)
+    }
+
     /// The tree that most people want: the only one, or the one with the most bytes in use. A boot
     /// image only when there is nothing else.
     pub fn main_part(&self) -> Option<&Part> {

@@ -303,7 +303,8 @@ fn long(attributes: &Attributes) -> String {
     )
 }
 
-fn letter(kind: Kind) -> char {
+/// The letter of a kind of node, in front of its permissions.
+pub fn letter(kind: Kind) -> char {
     match kind {
         Kind::File => '-',
         Kind::Directory => 'd',

@@ -302,9 +302,7 @@ fn report(image: &Image) {
         }
         if let Tree::Encrypted(encrypted) = &part.tree {
             let variant = &encrypted.variant;
-            // The plain bytes may hold no file system that is known.
-            let opened = image.parts.iter().any(|shown| shown.name == format!("{}.plain", part.name));
-            if !opened {
+            if image.plain_of(part).is_none() {
                 log::warn!(
                     "{} is encrypted ({variant}): only {}.img is there; --key-file opens it",
                     part.name,

@@ -112,6 +112,40 @@ pub(crate) fn by_hadris(volume: Vec<u8>) -> Tree {
     found
 }
 
+/// Numbers that are the same each time: xorshift.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as usize % n.max(1)
+    }
+    pub(crate) fn pick<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {
+        from.get(self.below(from.len()))
+    }
+}
+
+/// The files of an image as mtools reads them; `IMAGE@@OFFSET` is one that starts later.
+pub(crate) fn by_mtools(image: impl AsRef<Path>, scratch: &Scratch) -> Tree {
+    let (image, out) = (image.as_ref().to_str().unwrap(), scratch.path("mtools"));
+    drop(std::fs::remove_dir_all(&out));
+    std::fs::create_dir(&out).unwrap();
+    if !tool("mtools", "mdir", &["-b", "-i", image, "::"]).is_empty() {
+        tool("mtools", "mcopy", &["-s", "-n", "-Q", "-i", image, "::*", out.to_str().unwrap()]);
+    }
+    host_tree(&out)
+}
+
+/// What an overlay makes of its base, by qemu-img, which has to find it sound.
+pub(crate) fn converted(overlay: &Path, scratch: &Scratch) -> PathBuf {
+    let (raw, overlay) = (scratch.path("converted.img"), overlay.to_str().unwrap());
+    tool("qemu-utils", "qemu-img", &["check", overlay]);
+    tool("qemu-utils", "qemu-img", &["convert", "-O", "raw", overlay, raw.to_str().unwrap()]);
+    raw
+}
+
 /// Bytes that tell where they come from.
 pub(crate) fn pattern(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;

@@ -12,7 +12,7 @@ use imgfs::error::{Error, Result};
 use imgfs::filesystem::{Changes, FileSystem, FileSystemWrite, Kind, NewNode, NodeId, Options, Timestamp, fat};
 
 use crate::fat::{
-    Scratch, Tree, by_hadris, contents, host_tree, mkfs, node, pattern, rows, same_tree, tool, tree, try_tool,
+    Random, Scratch, Tree, by_hadris, contents, host_tree, mkfs, node, pattern, rows, same_tree, tool, tree, try_tool,
 };
 
 const NOW: Timestamp = Timestamp { seconds: 1_700_000_000, nanoseconds: 0 };
@@ -132,20 +132,6 @@ fn check_volume(disk: &Arc<Disk>, fs: &Arc<dyn FileSystem>, expected: &Tree, scr
         std::fs::create_dir(&out).unwrap();
         tool("mtools", "mcopy", &["-s", "-n", "-Q", "-i", path, "::*", out.to_str().unwrap()]);
         same_tree(&host_tree(&out), expected, "mcopy");
-    }
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) as usize % n.max(1)
-    }
-    fn pick<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {
-        from.get(self.below(from.len()))
     }
 }
 

@@ -749,15 +749,20 @@ fn a_long_link_whose_field_length_wrapped_around_is_read_whole() {
     }
 }
 
-#[test]
-fn a_damaged_record_is_said_and_hides_no_other_sector() {
+/// Two hundred files, one of whose records has a name that is too long.
+fn with_a_damaged_record() -> Arc<dyn FileSystem> {
     let folder = Folder::new();
     run(&folder, "coreutils", "mkdir source; for i in $(seq 100 299); do echo $i > source/file$i; done");
     run(&folder, "genisoimage", "genisoimage -quiet -R -o image.iso source");
     let mut bytes = fs::read(folder.join("image.iso")).unwrap();
     let at = record(&bytes, b"FILE150.;1");
     bytes[at + 32] = 250;
-    let tree = open_bytes(&bytes);
+    open_bytes(&bytes)
+}
+
+#[test]
+fn a_damaged_record_is_said_and_hides_no_other_sector() {
+    let tree = with_a_damaged_record();
     let (names, is_damaged) = names(tree.as_ref(), tree.root());
     assert!(is_damaged && names.len() > 180 && names.len() < 200, "{}", names.len());
     assert!(names.contains(&"file299".into()) && !names.contains(&"file150".into()));
@@ -768,13 +773,7 @@ fn a_damaged_record_is_said_and_hides_no_other_sector() {
 
 #[test]
 fn damage_is_said_at_the_end_of_a_listing_that_was_fetched_in_parts() {
-    let folder = Folder::new();
-    run(&folder, "coreutils", "mkdir source; for i in $(seq 100 299); do echo $i > source/file$i; done");
-    run(&folder, "genisoimage", "genisoimage -quiet -R -o image.iso source");
-    let mut bytes = fs::read(folder.join("image.iso")).unwrap();
-    let at = record(&bytes, b"FILE150.;1");
-    bytes[at + 32] = 250;
-    let tree = open_bytes(&bytes);
+    let tree = with_a_damaged_record();
     let (mut cursor, mut parts) = (0, 0);
     let end = loop {
         let mut rows = 0;

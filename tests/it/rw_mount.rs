@@ -14,7 +14,9 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::fat::{Scratch, Tree, by_hadris, host_tree, mkfs, pattern, same_tree, tool, try_tool};
+use crate::fat::{
+    Random, Scratch, Tree, by_hadris, by_mtools, converted, host_tree, mkfs, pattern, same_tree, tool, try_tool,
+};
 use crate::program::{Mounted, Untouched, imgfs, is_root, needs_root, ok, run, said, sha256, within};
 
 /// The kinds of volumes: size in KiB, arguments of mkfs.fat.
@@ -79,25 +81,6 @@ fn open(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().read(true).write(true).open(path)
 }
 
-/// The files of an image as mtools reads them.
-fn by_mtools(image: &Path, scratch: &Scratch) -> Tree {
-    let out = scratch.path("mtools");
-    drop(std::fs::remove_dir_all(&out));
-    std::fs::create_dir(&out).unwrap();
-    if !tool("mtools", "mdir", &["-b", "-i", text(image), "::"]).is_empty() {
-        tool("mtools", "mcopy", &["-s", "-n", "-Q", "-i", text(image), "::*", text(&out)]);
-    }
-    host_tree(&out)
-}
-
-/// What an overlay makes of its base, by qemu-img, which has to find it sound.
-fn converted(overlay: &Path, scratch: &Scratch) -> PathBuf {
-    tool("qemu-utils", "qemu-img", &["check", text(overlay)]);
-    let raw = scratch.path("converted.img");
-    tool("qemu-utils", "qemu-img", &["convert", "-O", "raw", text(overlay), text(&raw)]);
-    raw
-}
-
 /// An overlay over a bare FAT volume: sound for everyone, and with this tree.
 fn volume_holds(overlay: &Path, expected: &Tree, scratch: &Scratch) {
     let raw = converted(overlay, scratch);
@@ -108,20 +91,6 @@ fn volume_holds(overlay: &Path, expected: &Tree, scratch: &Scratch) {
 
 /// A file that only takes room.
 const BALLAST: &str = "ballast";
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) as usize % n.max(1)
-    }
-    fn pick<'a>(&mut self, from: &'a [String]) -> &'a str {
-        &from[self.below(from.len())]
-    }
-}
 
 /// The mounted volume, and what should be in it.
 struct Model {
@@ -150,7 +119,7 @@ impl Model {
             ["A", "B.TXT", "lower.txt", "a longer name", "many.dots.in.it", "plus+and,[x]=y", "ümläut ß", "日本語"];
         loop {
             let folders = self.folders();
-            let folder = self.random.pick(&folders).to_owned();
+            let folder = self.random.pick(&folders).unwrap().to_owned();
             let long = "long ".repeat(self.random.below(3) * self.random.below(20));
             let name = format!("{long}{}{}", NAMES[self.random.below(8)], self.random.below(30));
             let path = if folder.is_empty() { name } else { format!("{folder}/{name}") };
@@ -205,8 +174,8 @@ impl Model {
 
     fn rename(&mut self) {
         let all: Vec<String> = self.tree.keys().filter(|name| *name != BALLAST).cloned().collect();
-        let from = self.random.pick(&all).to_owned();
-        let to = if self.random.below(3) == 0 { self.random.pick(&all).to_owned() } else { self.new_path() };
+        let from = self.random.pick(&all).unwrap().to_owned();
+        let to = if self.random.below(3) == 0 { self.random.pick(&all).unwrap().to_owned() } else { self.new_path() };
         let result = std::fs::rename(self.at.join(&from), self.at.join(&to));
         let (inside, below_to) = (format!("{from}/"), format!("{to}/"));
         let (is_file, over) = (self.tree[&from].is_some(), self.tree.get(&to).map(Option::is_some));
@@ -265,20 +234,20 @@ impl Model {
                 }
             }
             25..55 if !files.is_empty() => {
-                let path = self.random.pick(&files).to_owned();
+                let path = self.random.pick(&files).unwrap().to_owned();
                 self.write(&path);
             }
             55..65 if !files.is_empty() => {
-                let path = self.random.pick(&files).to_owned();
+                let path = self.random.pick(&files).unwrap().to_owned();
                 self.resize(&path);
             }
             65..78 if !files.is_empty() => self.rename(),
             78..88 if !files.is_empty() => {
-                let path = self.random.pick(&files).to_owned();
+                let path = self.random.pick(&files).unwrap().to_owned();
                 self.remove(&path);
             }
             88..92 if folders.len() > 1 => {
-                let path = self.random.pick(&folders[1..]).to_owned();
+                let path = self.random.pick(&folders[1..]).unwrap().to_owned();
                 self.remove_folder(&path);
             }
             92..96 => {
@@ -289,7 +258,7 @@ impl Model {
                 }
             }
             _ if !files.is_empty() => {
-                let path = self.random.pick(&files).to_owned();
+                let path = self.random.pick(&files).unwrap().to_owned();
                 assert!(std::fs::read(self.at.join(&path)).unwrap() == *self.tree[&path].as_ref().unwrap(), "{path}");
             }
             _ => {}
@@ -322,7 +291,7 @@ fn random_operations(kib: u64, args: &str, seed: u64, steps: usize, full_soon: b
         model.orphans.clear();
         (tree, full) = (model.tree, model.full);
         same_tree(&host_tree(&at), &tree, "the mount");
-        same_tree(&by_mtools(&mounted.path("disk.img"), &scratch), &tree, "mcopy from disk.img");
+        same_tree(&by_mtools(mounted.path("disk.img"), &scratch), &tree, "mcopy from disk.img");
         let flat = sha256(&mounted.path("disk.img"));
         assert_ne!(flat, sha256(&mounted.path("base.img")));
         assert_eq!(sha256(&mounted.path("base.img")), sha256(&image));

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::fat::{Scratch, Tree, host_tree, mcopy, mkfs, pattern, tool, try_tool};
+use crate::fat::{Scratch, Tree, by_mtools, converted, host_tree, mcopy, mkfs, pattern, tool, try_tool};
 use crate::program::{Untouched, ok, run, sha256};
 
 fn text(path: &Path) -> &str {
@@ -17,25 +17,6 @@ fn text(path: &Path) -> &str {
 
 fn overlay_of(image: &Path) -> PathBuf {
     format!("{}.overlay.qcow2", image.display()).into()
-}
-
-/// The files of an image as mtools reads them.
-fn by_mtools(image: &str, scratch: &Scratch) -> Tree {
-    let out = scratch.path("mtools");
-    drop(std::fs::remove_dir_all(&out));
-    std::fs::create_dir(&out).unwrap();
-    if !tool("mtools", "mdir", &["-b", "-i", image, "::"]).is_empty() {
-        tool("mtools", "mcopy", &["-s", "-n", "-Q", "-i", image, "::*", text(&out)]);
-    }
-    host_tree(&out)
-}
-
-/// What an overlay makes of its base, by qemu-img.
-fn converted(overlay: &Path, scratch: &Scratch) -> PathBuf {
-    tool("qemu-utils", "qemu-img", &["check", text(overlay)]);
-    let raw = scratch.path("converted.img");
-    tool("qemu-utils", "qemu-img", &["convert", "-O", "raw", text(overlay), text(&raw)]);
-    raw
 }
 
 fn refused(args: &[&str], words: &str) {

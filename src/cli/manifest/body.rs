@@ -75,13 +75,5 @@ fn mode(attributes: &Attributes) -> String {
 
 /// The letter of the Sleuth Kit for a kind of node; of DFXML as well.
 pub(super) fn letter(kind: Kind) -> char {
-    match kind {
-        Kind::File => 'r',
-        Kind::Directory => 'd',
-        Kind::Symlink => 'l',
-        Kind::CharDevice => 'c',
-        Kind::BlockDevice => 'b',
-        Kind::Fifo => 'p',
-        Kind::Socket => 's',
-    }
+    if kind == Kind::File { 'r' } else { ls::letter(kind) }
 }
