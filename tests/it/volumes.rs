@@ -613,7 +613,7 @@ fn a_hybrid_disc_shows_the_table_that_divides_it() {
     let append = ["-append_partition", "2", "0xef", "efi.img"];
     // A GPT with its protective row; an MBR that divides the disc, with an Apple map beside it.
     let gpt = disc(&[&append[..], &["-appended_part_as_gpt", "-partition_offset", "16"]].concat());
-    let mbr = disc(&[&append[..], &["-hfsplus", "-apm-block-size", "2048", "-part_like_isohybrid"]].concat());
+    let mbr = disc(&[&append[..], &["-hfsplus", "-apm-block-size", "2048", "-partition_offset", "16"]].concat());
     for (disc, system) in [(gpt, "gpt"), (mbr, "mbr")] {
         let scan = disc.scan();
         assert_eq!(scan.system, system);
