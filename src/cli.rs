@@ -21,6 +21,7 @@ mod mount;
 mod open;
 mod options;
 mod overlay;
+mod parallel;
 mod patch;
 mod progress;
 mod provenance;

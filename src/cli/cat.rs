@@ -2,16 +2,20 @@
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result};
-use imgfs::filesystem::{FileSystem, NodeId};
+use anyhow::{Context, Result, ensure};
+use imgfs::filesystem::{FileSystem, Kind, NodeId};
 
 use super::Outcome;
+use super::parallel::in_order;
 use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target};
 
 /// Bytes read at a time: large enough for a device to be asked rarely.
 const PIECE: usize = 1 << 20;
+/// Pieces a core that are read ahead of the one that is written.
+const AHEAD: usize = 2;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -24,7 +28,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<Outcome> {
     let stdout = std::io::stdout();
-    anyhow::ensure!(
+    ensure!(
         !stdout.is_terminal() || args.targets.len() == 1,
         "several files to a terminal would run into each other: name one, or redirect"
     );
@@ -35,11 +39,40 @@ pub fn run(args: &Args) -> Result<Outcome> {
         let image = target.open(&args.image)?;
         let forest = image.forest();
         let node = target.find(&image, &forest)?;
-        each_piece(&forest, node, &mut |piece| Ok(out.write_all(piece)?))
+        each_piece_ahead(&forest, node, &mut |piece| Ok(out.write_all(piece)?))
             .with_context(|| text.display().to_string())?;
     }
     out.flush()?;
     Ok(Outcome::Complete)
+}
+
+/// As [`each_piece`], the next pieces being read (and unpacked) on every core while one is taken.
+fn each_piece_ahead(tree: &dyn FileSystem, file: NodeId, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let attributes = tree.attributes(file)?;
+    let size = attributes.size;
+    if attributes.kind != Kind::File || size <= PIECE as u64 {
+        return each_piece(tree, file, take);
+    }
+    // Buffers that were taken and wait for the next piece.
+    let spare = Mutex::new(Vec::new());
+    let lock = || spare.lock().unwrap_or_else(PoisonError::into_inner);
+    let read = |start: u64| -> Result<(Vec<u8>, usize)> {
+        let mut buffer = lock().pop().unwrap_or_else(|| vec![0; PIECE]);
+        let wanted = usize::try_from(size - start).unwrap_or(PIECE).min(PIECE);
+        let mut done = 0;
+        while let Some(rest) = buffer.get_mut(done..wanted).filter(|rest| !rest.is_empty()) {
+            let len = tree.read(file, rest, start + done as u64)?;
+            ensure!(len > 0, "it ends at byte {} of {size}", start + done as u64);
+            done += len;
+        }
+        Ok((buffer, done))
+    };
+    in_order((0..size).step_by(PIECE), AHEAD, read, &mut |piece| {
+        let (buffer, len) = piece?;
+        take(buffer.get(..len).unwrap_or_default())?;
+        lock().push(buffer);
+        Ok(())
+    })
 }
 
 /// Reads a file from its start to its end, piece by piece.

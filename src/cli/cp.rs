@@ -7,10 +7,13 @@
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use anyhow::{Context, Result, bail, ensure};
 use imgfs::error::Error;
@@ -21,12 +24,17 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid
 use rustix::io::Errno;
 
 use super::edit::{self, EditArgs};
+use super::parallel::cores;
 use super::target::Target;
 use super::walk::{self, Row, Step};
 use super::{Outcome, progress};
 
 /// Bytes copied at a time.
-const PIECE: usize = 1 << 20;
+const PIECE: u64 = 1 << 20;
+/// Above this size every core works on one file.
+const LARGE: u64 = 8 << 20;
+/// Files that were made and wait to be filled.
+const WAITING: usize = 64;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -74,10 +82,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
             (true, None) => (dest.to_owned(), None),
             (false, _) => split(dest)?,
         };
-        let mut copy = Copy::new(args, &forest, &folder)?;
-        copy.total(node, kind);
-        copy.run(Row { node, name: name.map(OsString::into_encoded_bytes).unwrap_or_default(), kind })?;
-        if copy.failures > 0 {
+        let copy = Copy::new(args, &forest);
+        let top = Row { node, name: name.map(OsString::into_encoded_bytes).unwrap_or_default(), kind };
+        copy.total(&top);
+        copy.run(top, &folder)?;
+        if copy.failures.into_inner() > 0 {
             outcome = Outcome::Partial;
         }
     }
@@ -109,36 +118,59 @@ fn split(dest: &Path) -> Result<(PathBuf, Option<OsString>)> {
     Ok((folder.to_owned(), Some(name.to_owned())))
 }
 
+/// A directory of the destination, kept open until everything in it is there.
+struct Folder {
+    file: OwnedFd,
+    /// What it is a copy of.
+    row: Row,
+    /// Its path, for those who have to say something of it.
+    path: Vec<u8>,
+}
+
+/// A file that was made and has nothing in it yet.
+struct Job {
+    folder: Arc<Folder>,
+    file: File,
+    name: Vec<u8>,
+    node: NodeId,
+    attributes: Attributes,
+    path: Vec<u8>,
+}
+
+/// What walks and fills share.
 struct Copy<'a> {
     args: &'a Args,
     forest: &'a Forest,
-    /// The destination, then the open directories down to the present one.
-    folders: Vec<OwnedFd>,
+    bar: ProgressBar,
+    failures: AtomicU64,
+    /// Why nothing more can be written: the destination is full, gone or read-only.
+    end: Mutex<Option<anyhow::Error>>,
+}
+
+/// Where the walk is. Directories and links are made by the walk itself, in the tree's order; the
+/// contents of files come from workers.
+struct Walker<'a, 'b> {
+    copy: &'b Copy<'a>,
+    jobs: mpsc::SyncSender<Job>,
+    /// The destination, then the directories down to the present one; `None` where one could not be made.
+    folders: Vec<Option<Arc<Folder>>>,
     /// First copy of each node that has several names: path below the destination.
     copied: HashMap<NodeId, Vec<u8>>,
-    buffer: Vec<u8>,
-    bar: ProgressBar,
-    failures: u64,
 }
 
 impl<'a> Copy<'a> {
-    fn new(args: &'a Args, forest: &'a Forest, folder: &Path) -> Result<Self> {
-        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
-        let top = rustix::fs::open(folder, flags, Mode::empty()).with_context(|| folder.display().to_string())?;
-        let bar = progress::bar(0);
-        let (folders, copied) = (vec![top], HashMap::new());
-        Ok(Self { args, forest, folders, copied, buffer: vec![0; PIECE], bar, failures: 0 })
+    fn new(args: &'a Args, forest: &'a Forest) -> Self {
+        Self { args, forest, bar: progress::bar(0), failures: AtomicU64::new(0), end: Mutex::new(None) }
     }
 
     /// Counts the bytes to come, where someone is looking.
-    fn total(&mut self, node: NodeId, kind: Kind) {
+    fn total(&self, top: &Row) {
         if self.bar.is_hidden() {
             return;
         }
         let mut total = 0u64;
-        let top = Row { node, name: Vec::new(), kind };
         // What cannot be listed is said by the copy itself.
-        let _ = walk::walk(self.forest, top, b"", &mut |step| {
+        let _ = walk::walk(self.forest, top.clone(), b"", &mut |step| {
             if let Step::Node(row, _) = step {
                 total += self.forest.attributes(row.node).map_or(0, |attributes| attributes.size);
             }
@@ -147,182 +179,159 @@ impl<'a> Copy<'a> {
         self.bar.set_length(total);
     }
 
-    fn run(&mut self, top: Row) -> Result<()> {
-        let forest = self.forest;
-        let start = top.name.clone();
-        walk::walk(forest, top, &start, &mut |step| {
-            match step {
-                Step::Enter(row, path) => self.enter(row).with_context(|| shown(path))?,
-                Step::Leave(row, path) => self.leave(row).with_context(|| shown(path))?,
-                Step::Failed(_, path, error) => self.fail(path, &error.into()),
-                Step::Node(row, path) => {
-                    self.bar.set_message(shown(path));
-                    match self.node(row, path) {
-                        // The destination is full, gone or read-only: nothing more would work.
-                        Err(error) if is_destination(&error) => return Err(error.context(shown(path))),
-                        Err(error) => self.fail(path, &error),
-                        Ok(()) => {}
-                    }
-                }
+    /// Copies `top` and everything below it into `folder`.
+    fn run(&self, top: Row, folder: &Path) -> Result<()> {
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
+        let file = rustix::fs::open(folder, flags, Mode::empty()).with_context(|| folder.display().to_string())?;
+        let root = Arc::new(Folder { file, row: Row { name: Vec::new(), ..top.clone() }, path: Vec::new() });
+        let (jobs, waiting) = mpsc::sync_channel(WAITING);
+        let waiting = Mutex::new(waiting);
+        std::thread::scope(|scope| {
+            for _ in 0..cores() {
+                scope.spawn(|| self.work(&waiting));
             }
-            Ok(())
+            let mut walker = Walker { copy: self, jobs, folders: vec![Some(root)], copied: HashMap::new() };
+            let start = top.name.clone();
+            walk::walk(self.forest, top, &start, &mut |step| {
+                walker.step(step);
+                match lock(&self.end).take() {
+                    Some(error) => Err(error),
+                    None => Ok(()),
+                }
+            })
         })?;
         self.bar.finish_and_clear();
-        Ok(())
+        lock(&self.end).take().map_or(Ok(()), Err)
     }
 
-    fn fail(&mut self, path: &[u8], error: &anyhow::Error) {
-        self.failures += 1;
+    fn work(&self, waiting: &Mutex<mpsc::Receiver<Job>>) {
+        let mut buffer = Vec::new();
+        loop {
+            let job = lock(waiting).recv();
+            let Ok(job) = job else { return };
+            if let Err(error) = self.fill(&job, &mut buffer) {
+                self.fail(&job.path, error);
+            }
+            drop(job.file);
+            self.release(job.folder);
+        }
+    }
+
+    /// Says what could not be copied; what no other file would escape ends the whole.
+    fn fail(&self, path: &[u8], error: anyhow::Error) {
+        if is_destination(&error) {
+            lock(&self.end).get_or_insert(error.context(shown(path)));
+            return;
+        }
+        self.failures.fetch_add(1, Ordering::Relaxed);
         self.bar.suspend(|| eprintln!("imgfs: {}: {}", shown(path), imgfs::text::tamed(&format!("{error:#}"))));
     }
 
-    fn folder(&self) -> Result<&OwnedFd> {
-        self.folders.last().context("the destination is not open")
-    }
-
-    /// Makes a directory, or takes the one that is there; the image's root is the destination itself.
-    fn enter(&mut self, row: &Row) -> Result<()> {
-        let parent = self.folder()?;
-        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
-        let opened = if row.name.is_empty() {
-            rustix::fs::openat(parent, ".", flags, Mode::empty())?
-        } else {
-            let name = safe_name(&row.name)?;
-            match rustix::fs::mkdirat(parent, name, Mode::RWXU) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(error) => return Err(destination(error)),
-            }
-            rustix::fs::openat(parent, name, flags, Mode::empty()).map_err(destination)?
-        };
-        self.folders.push(opened);
-        Ok(())
-    }
-
-    /// A directory's own attributes come last: filling it would change its times, or be forbidden.
-    fn leave(&mut self, row: &Row) -> Result<()> {
-        let folder = self.folders.pop().context("the destination is not open")?;
-        let attributes = self.forest.attributes(row.node)?;
-        let mode = self.mode(&attributes).unwrap_or(0o777 & !umask());
-        if !row.name.is_empty() {
-            rustix::fs::fchmod(&folder, Mode::from_raw_mode(mode.into())).map_err(destination)?;
-        }
-        if self.args.archive && !row.name.is_empty() {
-            self.owner(&folder, &attributes)?;
-            self.xattrs(&folder, row.node)?;
-            rustix::fs::futimens(&folder, &timestamps(&attributes)).map_err(destination)?;
-        }
-        Ok(())
-    }
-
-    fn node(&mut self, row: &Row, path: &[u8]) -> Result<()> {
-        let name = safe_name(&row.name)?;
-        let attributes = self.forest.attributes(row.node)?;
-        let several_names = attributes.links.is_some_and(|links| links > 1);
-        let folder = self.folder()?;
-        match rustix::fs::unlinkat(folder, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(destination(error)),
-        }
-        if self.args.archive
-            && several_names
-            && let (Some(first), Some(top)) = (self.copied.get(&row.node), self.folders.first())
+    /// Whoever is the last to have to do with a directory gives it its own attributes: filling it would
+    /// change its times, or be forbidden.
+    fn release(&self, folder: Arc<Folder>) {
+        if let Some(folder) = Arc::into_inner(folder)
+            && !folder.row.name.is_empty()
+            && let Err(error) = self.finish(&folder)
         {
-            match rustix::fs::linkat(top, OsStr::from_bytes(first), folder, name, AtFlags::empty()) {
-                // Old rules of Landlock let no link lead to another folder: a file of its own then.
-                Err(Errno::XDEV) => {}
-                linked => return linked.map_err(destination),
-            }
+            self.fail(&folder.path, error);
         }
-        match row.kind {
-            Kind::File => self.file(row.node, name, &attributes)?,
-            Kind::Symlink => {
-                let target = self.forest.read_link(row.node)?;
-                rustix::fs::symlinkat(OsStr::from_bytes(&target), folder, name).map_err(destination)?;
-                if self.args.archive {
-                    self.finish_at(name, &attributes)?;
-                }
-            }
-            _ => self.special(row.kind, name, &attributes)?,
-        }
-        if several_names {
-            self.copied.insert(row.node, path.to_vec());
+    }
+
+    fn finish(&self, folder: &Folder) -> Result<()> {
+        let attributes = self.forest.attributes(folder.row.node)?;
+        let mode = self.mode(&attributes).unwrap_or(0o777 & !umask());
+        rustix::fs::fchmod(&folder.file, Mode::from_raw_mode(mode.into())).map_err(destination)?;
+        if self.args.archive {
+            self.owner(&folder.file, &attributes)?;
+            self.xattrs(&folder.file, folder.row.node)?;
+            rustix::fs::futimens(&folder.file, &timestamps(&attributes)).map_err(destination)?;
         }
         Ok(())
     }
 
     /// A regular file, holes left as holes. One that cannot be read to its end is taken away again.
-    fn file(&mut self, node: NodeId, name: &OsStr, attributes: &Attributes) -> Result<()> {
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let private = Mode::RUSR | Mode::WUSR;
-        let file = File::from(rustix::fs::openat(self.folder()?, name, flags, private).map_err(destination)?);
-        if let Err(error) = self.contents(node, &file, attributes.size) {
-            drop(file);
-            rustix::fs::unlinkat(self.folder()?, name, AtFlags::empty())?;
+    fn fill(&self, job: &Job, buffer: &mut Vec<u8>) -> Result<()> {
+        if let Err(error) = self.contents(job, buffer) {
+            rustix::fs::unlinkat(&job.folder.file, safe_name(&job.name)?, AtFlags::empty())?;
             return Err(error);
         }
-        let mode = self.mode(attributes).unwrap_or(0o666 & !umask());
+        let mode = self.mode(&job.attributes).unwrap_or(0o666 & !umask());
         if self.args.archive {
-            self.owner(&file, attributes)?;
-            self.xattrs(&file, node)?;
+            self.owner(&job.file, &job.attributes)?;
+            self.xattrs(&job.file, job.node)?;
         }
-        rustix::fs::fchmod(&file, Mode::from_raw_mode(mode.into())).map_err(destination)?;
+        rustix::fs::fchmod(&job.file, Mode::from_raw_mode(mode.into())).map_err(destination)?;
         if self.args.archive {
-            rustix::fs::futimens(&file, &timestamps(attributes)).map_err(destination)?;
+            rustix::fs::futimens(&job.file, &timestamps(&job.attributes)).map_err(destination)?;
         }
         Ok(())
     }
 
-    fn contents(&mut self, node: NodeId, file: &File, size: u64) -> Result<()> {
-        let mut offset = 0u64;
-        while offset < size {
-            let extent = self.forest.extent(node, offset)?;
-            let end = offset.saturating_add(extent.len.max(1)).min(size);
-            if !extent.stored {
-                self.bar.inc(end - offset);
-                offset = end;
-                continue;
-            }
-            while offset < end {
-                let len = usize::try_from(end - offset).unwrap_or(PIECE).min(PIECE);
-                let piece = self.buffer.get_mut(..len).context("the buffer is shorter than a piece")?;
-                let len = self.forest.read(node, piece, offset)?;
-                ensure!(len > 0, "the file ends at byte {offset} of {size}");
-                let piece = piece.get(..len).unwrap_or_default();
-                file.write_all_at(piece, offset).map_err(|error| anyhow::Error::new(Destination(error)))?;
-                offset += len as u64;
-                self.bar.inc(len as u64);
-            }
+    /// A large file is read and written on every core.
+    fn contents(&self, job: &Job, buffer: &mut Vec<u8>) -> Result<()> {
+        let at = Mutex::new(0);
+        if job.attributes.size <= LARGE {
+            self.pieces(job, &at, buffer)?;
+        } else {
+            std::thread::scope(|scope| {
+                let others: Vec<_> =
+                    (1..cores()).map(|_| scope.spawn(|| self.pieces(job, &at, &mut Vec::new()))).collect();
+                let own = self.pieces(job, &at, buffer);
+                others.into_iter().fold(own, |outcome, other| {
+                    outcome
+                        .and(other.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a bug in imgfs: please report it"))))
+                })
+            })?;
         }
-        file.set_len(size).map_err(|error| anyhow::Error::new(Destination(error)))
+        let size = job.attributes.size;
+        job.file.set_len(size).map_err(|error| anyhow::Error::new(Destination(error)))
     }
 
-    fn special(&mut self, kind: Kind, name: &OsStr, attributes: &Attributes) -> Result<()> {
-        if kind != Kind::Fifo {
-            ensure!(self.args.special, "a device node or socket, not made (--special makes it)");
+    /// Copies pieces until none is left.
+    fn pieces(&self, job: &Job, at: &Mutex<u64>, buffer: &mut Vec<u8>) -> Result<()> {
+        loop {
+            let piece = self.next_piece(job, at);
+            let Some(range) = piece.inspect_err(|_| end(at, job))? else { return Ok(()) };
+            self.piece(job, range, buffer).inspect_err(|_| end(at, job))?;
         }
-        let (file_type, device) = match (kind, attributes.device) {
-            (Kind::Fifo, _) => (FileType::Fifo, 0),
-            (Kind::Socket, _) => (FileType::Socket, 0),
-            (Kind::CharDevice, Some((major, minor))) => (FileType::CharacterDevice, rustix::fs::makedev(major, minor)),
-            (Kind::BlockDevice, Some((major, minor))) => (FileType::BlockDevice, rustix::fs::makedev(major, minor)),
-            _ => bail!("a device node without a number"),
-        };
-        let mode = Mode::from_raw_mode(self.mode(attributes).unwrap_or(0o600).into());
-        rustix::fs::mknodat(self.folder()?, name, file_type, mode, device).map_err(destination)?;
-        if self.args.archive {
-            rustix::fs::chmodat(self.folder()?, name, mode, AtFlags::empty()).map_err(destination)?;
-            self.finish_at(name, attributes)?;
+    }
+
+    /// The next bytes that are stored.
+    fn next_piece(&self, job: &Job, at: &Mutex<u64>) -> Result<Option<Range<u64>>> {
+        let mut at = lock(at);
+        let size = job.attributes.size;
+        while *at < size {
+            let start = *at;
+            let extent = self.forest.extent(job.node, start)?;
+            let mut end = start.saturating_add(extent.len.max(1)).min(size);
+            if extent.stored {
+                end = end.min(start.saturating_add(PIECE));
+                *at = end;
+                return Ok(Some(start..end));
+            }
+            self.bar.inc(end - start);
+            *at = end;
+        }
+        Ok(None)
+    }
+
+    fn piece(&self, job: &Job, range: Range<u64>, buffer: &mut Vec<u8>) -> Result<()> {
+        let mut offset = range.start;
+        while offset < range.end {
+            let len = usize::try_from(range.end - offset)?;
+            if buffer.len() < len {
+                buffer.resize(len, 0);
+            }
+            let piece = buffer.get_mut(..len).context("the buffer is shorter than a piece")?;
+            let len = self.forest.read(job.node, piece, offset)?;
+            ensure!(len > 0, "the file ends at byte {offset} of {}", job.attributes.size);
+            let piece = piece.get(..len).unwrap_or_default();
+            job.file.write_all_at(piece, offset).map_err(|error| anyhow::Error::new(Destination(error)))?;
+            offset += len as u64;
+            self.bar.inc(len as u64);
         }
         Ok(())
-    }
-
-    /// Owner and times of what cannot be opened.
-    fn finish_at(&self, name: &OsStr, attributes: &Attributes) -> Result<()> {
-        let folder = self.folder()?;
-        if let (true, Some((uid, gid))) = (is_root(), owner(attributes)) {
-            rustix::fs::chownat(folder, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(destination)?;
-        }
-        rustix::fs::utimensat(folder, name, &timestamps(attributes), AtFlags::SYMLINK_NOFOLLOW).map_err(destination)
     }
 
     fn owner(&self, file: impl std::os::fd::AsFd, attributes: &Attributes) -> Result<()> {
@@ -333,7 +342,7 @@ impl<'a> Copy<'a> {
     }
 
     /// Where the destination can hold them: what it refuses for good reasons is left out.
-    fn xattrs(&mut self, file: impl std::os::fd::AsFd, node: NodeId) -> Result<()> {
+    fn xattrs(&self, file: impl std::os::fd::AsFd, node: NodeId) -> Result<()> {
         for name in self.forest.xattrs(node)? {
             // Gives a program rights as set-user-id does.
             if name == b"security.capability" && !self.args.special {
@@ -354,6 +363,144 @@ impl<'a> Copy<'a> {
         let set_id = if self.args.special { 0o7777 } else { 0o1777 };
         Some(if self.args.archive { bits & set_id } else { bits & 0o777 & !umask() })
     }
+}
+
+impl Walker<'_, '_> {
+    fn step(&mut self, step: Step<'_>) {
+        let copy = self.copy;
+        let above = self.folders.last().cloned().flatten();
+        let (path, done) = match (step, above) {
+            (Step::Leave, above) => {
+                self.folders.pop();
+                if let Some(folder) = above {
+                    copy.release(folder);
+                }
+                return;
+            }
+            (Step::Enter(row, path), Some(above)) => {
+                let made = enter(&above, row, path);
+                let (folder, done) = made.map_or_else(|error| (None, Err(error)), |folder| (Some(folder), Ok(())));
+                self.folders.push(folder.map(Arc::new));
+                (path, done)
+            }
+            // That there is no directory for it was said.
+            (Step::Enter(..), None) => return self.folders.push(None),
+            (Step::Node(..) | Step::Failed(..), None) => return,
+            (Step::Failed(_, path, error), _) => (path, Err(error.into())),
+            (Step::Node(row, path), Some(above)) => {
+                copy.bar.set_message(shown(path));
+                (path, self.node(&above, row, path))
+            }
+        };
+        if let Err(error) = done {
+            copy.fail(path, error);
+        }
+    }
+
+    fn node(&mut self, above: &Arc<Folder>, row: &Row, path: &[u8]) -> Result<()> {
+        let name = safe_name(&row.name)?;
+        let attributes = self.copy.forest.attributes(row.node)?;
+        let several_names = attributes.links.is_some_and(|links| links > 1);
+        let folder = &above.file;
+        match rustix::fs::unlinkat(folder, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(destination(error)),
+        }
+        if self.copy.args.archive
+            && several_names
+            && let (Some(first), Some(top)) =
+                (self.copied.get(&row.node), self.folders.first().and_then(Option::as_ref))
+        {
+            match rustix::fs::linkat(&top.file, OsStr::from_bytes(first), folder, name, AtFlags::empty()) {
+                // Old rules of Landlock let no link lead to another folder: a file of its own then.
+                Err(Errno::XDEV) => {}
+                linked => return linked.map_err(destination),
+            }
+        }
+        match row.kind {
+            Kind::File => self.file(above, row, path, attributes)?,
+            Kind::Symlink => {
+                let target = self.copy.forest.read_link(row.node)?;
+                rustix::fs::symlinkat(OsStr::from_bytes(&target), folder, name).map_err(destination)?;
+                if self.copy.args.archive {
+                    self.finish_at(folder, name, &attributes)?;
+                }
+            }
+            _ => self.special(folder, row.kind, name, &attributes)?,
+        }
+        if several_names {
+            self.copied.insert(row.node, path.to_vec());
+        }
+        Ok(())
+    }
+
+    /// A worker fills it, but for one that has other names: they are made from a whole file.
+    fn file(&self, above: &Arc<Folder>, row: &Row, path: &[u8], attributes: Attributes) -> Result<()> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let private = Mode::RUSR | Mode::WUSR;
+        let folder = above.clone();
+        let file = rustix::fs::openat(&folder.file, safe_name(&row.name)?, flags, private).map_err(destination)?;
+        let several_names = attributes.links.is_some_and(|links| links > 1);
+        let (name, path) = (row.name.clone(), path.to_vec());
+        let job = Job { folder, file: File::from(file), name, node: row.node, attributes, path };
+        if several_names {
+            return self.copy.fill(&job, &mut Vec::new());
+        }
+        self.jobs.send(job).context("nobody is left who would fill it")
+    }
+
+    fn special(&self, folder: &OwnedFd, kind: Kind, name: &OsStr, attributes: &Attributes) -> Result<()> {
+        if kind != Kind::Fifo {
+            ensure!(self.copy.args.special, "a device node or socket, not made (--special makes it)");
+        }
+        let (file_type, device) = match (kind, attributes.device) {
+            (Kind::Fifo, _) => (FileType::Fifo, 0),
+            (Kind::Socket, _) => (FileType::Socket, 0),
+            (Kind::CharDevice, Some((major, minor))) => (FileType::CharacterDevice, rustix::fs::makedev(major, minor)),
+            (Kind::BlockDevice, Some((major, minor))) => (FileType::BlockDevice, rustix::fs::makedev(major, minor)),
+            _ => bail!("a device node without a number"),
+        };
+        let mode = Mode::from_raw_mode(self.copy.mode(attributes).unwrap_or(0o600).into());
+        rustix::fs::mknodat(folder, name, file_type, mode, device).map_err(destination)?;
+        if self.copy.args.archive {
+            rustix::fs::chmodat(folder, name, mode, AtFlags::empty()).map_err(destination)?;
+            self.finish_at(folder, name, attributes)?;
+        }
+        Ok(())
+    }
+
+    /// Owner and times of what cannot be opened.
+    fn finish_at(&self, folder: &OwnedFd, name: &OsStr, attributes: &Attributes) -> Result<()> {
+        if let (true, Some((uid, gid))) = (is_root(), owner(attributes)) {
+            rustix::fs::chownat(folder, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(destination)?;
+        }
+        rustix::fs::utimensat(folder, name, &timestamps(attributes), AtFlags::SYMLINK_NOFOLLOW).map_err(destination)
+    }
+}
+
+/// Makes a directory, or takes the one that is there; the image's root is the destination itself.
+fn enter(above: &Folder, row: &Row, path: &[u8]) -> Result<Folder> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
+    let file = if row.name.is_empty() {
+        rustix::fs::openat(&above.file, ".", flags, Mode::empty())?
+    } else {
+        let name = safe_name(&row.name)?;
+        match rustix::fs::mkdirat(&above.file, name, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(destination(error)),
+        }
+        rustix::fs::openat(&above.file, name, flags, Mode::empty()).map_err(destination)?
+    };
+    Ok(Folder { file, row: row.clone(), path: path.to_vec() })
+}
+
+/// Lets no worker begin another piece.
+fn end(at: &Mutex<u64>, job: &Job) {
+    *lock(at) = job.attributes.size;
+}
+
+fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
+    what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A failure of the place that is written to, not of the image.

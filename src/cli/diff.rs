@@ -148,7 +148,7 @@ fn nodes(forest: &Forest, outcome: &mut Outcome) -> Result<BTreeMap<Vec<u8>, Fou
                     Err(error) => fail(path, &error),
                 },
                 Step::Failed(_, path, error) => fail(path, &error),
-                Step::Leave(..) => {}
+                Step::Leave => {}
             }
             Ok(())
         })?;

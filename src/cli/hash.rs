@@ -20,7 +20,7 @@ use super::hashing::{self, Digests, Wanted};
 use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target};
 use super::walk::{self, Row, Step};
-use super::{Outcome, document, progress};
+use super::{Outcome, document, parallel, progress};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -208,7 +208,7 @@ impl Report<'_> {
         let algorithms = &self.args.algorithm;
         let work = |(row, _): &(Row, Vec<u8>)| hashing::node(&forest, row.node, row.kind, algorithms);
         let mut paths = jobs.iter().map(|(_, path)| path);
-        hashing::in_order(&jobs, 64, work, &mut |contents| {
+        parallel::in_order(jobs.iter(), 64, work, &mut |contents| {
             let path = paths.next().context("more results than files")?;
             match contents {
                 Ok(Some(contents)) => {

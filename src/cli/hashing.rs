@@ -1,8 +1,7 @@
 //! Digests on all cores: of ranges of a device in one pass over it, and of files.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 
 use anyhow::Result;
 use imgfs::device::BlockDevice;
@@ -11,6 +10,7 @@ use imgfs::error::Error;
 use imgfs::filesystem::{FileSystem, Kind, NodeId};
 
 use super::cat::each_piece;
+use super::parallel::{cores, in_order};
 
 /// Read at a time: some compressed containers unpack units of this size.
 const PIECE: u64 = 1 << 20;
@@ -91,7 +91,15 @@ pub fn ranges(device: &dyn BlockDevice, wanted: &[Wanted], progress: &mut dyn Fn
             Ok(())
         };
         // It fails only where a digest panicked; then there is none.
-        let _ = in_order(&pieces, AHEAD, |range: &Range<u64>| (range.clone(), read(range)), &mut take);
+        let _ = in_order(
+            pieces.into_iter(),
+            AHEAD,
+            |range: Range<u64>| {
+                let bytes = read(&range);
+                (range, bytes)
+            },
+            &mut take,
+        );
         drop(lines);
         for end in ends {
             for ((at, digest), value) in end.join().unwrap_or_default() {
@@ -106,11 +114,6 @@ pub fn ranges(device: &dyn BlockDevice, wanted: &[Wanted], progress: &mut dyn Fn
         None => Ok(digests),
     };
     done.into_iter().zip(errors).map(outcome).collect()
-}
-
-/// Number of workers.
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Neighbouring pieces that cover all ranges and never cross a border of one: what cannot be read
@@ -173,90 +176,11 @@ pub struct Contents {
     pub digests: Vec<Vec<u8>>,
 }
 
-/// Works on all jobs with every core, and takes the results in the jobs' order. No more than `ahead`
-/// results a core wait for the one that comes next.
-pub fn in_order<J: Sync, T: Send>(
-    jobs: &[J],
-    ahead: usize,
-    work: impl Fn(&J) -> T + Sync,
-    take: &mut dyn FnMut(T) -> Result<()>,
-) -> Result<()> {
-    let workers = cores();
-    let window = workers.saturating_mul(ahead).max(1);
-    let next = AtomicUsize::new(0);
-    // How many results were taken; `None` when nobody takes more.
-    let taken = (Mutex::new(Some(0usize)), Condvar::new());
-    let lock = || taken.0.lock().unwrap_or_else(PoisonError::into_inner);
-    let (send, receive) = mpsc::channel();
-    std::thread::scope(|scope| {
-        for _ in 0..workers.min(jobs.len()) {
-            let (send, next, work, taken, lock) = (send.clone(), &next, &work, &taken, &lock);
-            scope.spawn(move || {
-                loop {
-                    let at = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(job) = jobs.get(at) else { return };
-                    let too_far = |done: &mut Option<usize>| done.is_some_and(|done| at >= done + window);
-                    let done = taken.1.wait_while(lock(), too_far).unwrap_or_else(PoisonError::into_inner);
-                    if done.is_none() {
-                        return;
-                    }
-                    drop(done);
-                    if send.send((at, work(job))).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-        drop(send);
-        let mut waiting = std::collections::BTreeMap::new();
-        let mut expected = 0;
-        let mut outcome = Ok(());
-        // The receiver is owned here, so that a failure ends the workers as well.
-        'all: for (at, result) in receive {
-            waiting.insert(at, result);
-            while let Some(result) = waiting.remove(&expected) {
-                expected += 1;
-                outcome = take(result);
-                if outcome.is_err() {
-                    break 'all;
-                }
-                *lock() = Some(expected);
-                taken.1.notify_all();
-            }
-        }
-        *lock() = None;
-        taken.1.notify_all();
-        outcome
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use imgfs::device::memory::Memory;
     use imgfs::digest;
-
-    #[test]
-    fn results_come_in_order_whichever_worker_is_first() {
-        let jobs: Vec<u64> = (0..500).collect();
-        let mut seen = Vec::new();
-        let work = |job: &u64| {
-            std::thread::sleep(std::time::Duration::from_micros(job * 7 % 50));
-            *job
-        };
-        in_order(&jobs, 4, work, &mut |job| {
-            let _: () = seen.push(job);
-            Ok(())
-        })
-        .unwrap();
-        assert_eq!(seen, jobs);
-    }
-
-    #[test]
-    fn a_failure_of_the_reader_ends_the_workers() {
-        let jobs: Vec<u64> = (0..100_000).collect();
-        assert!(in_order(&jobs, 64, |job| *job, &mut |_| anyhow::bail!("full")).is_err());
-    }
 
     #[test]
     fn each_range_has_the_digests_of_its_own_bytes() {

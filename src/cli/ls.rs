@@ -95,7 +95,7 @@ fn as_json(args: &Args) -> Result<Outcome> {
             let start = if top.kind == Kind::Directory { Vec::new() } else { top.name.clone() };
             walk::walk(&forest, top, &start, &mut |step| {
                 match step {
-                    Step::Enter(_, b"") | Step::Leave(..) => {}
+                    Step::Enter(_, b"") | Step::Leave => {}
                     Step::Enter(row, path) | Step::Node(row, path) => entries.push(entry(&forest, row, path)),
                     Step::Failed(_, path, error) => said(path, &error, &mut outcome),
                 }
@@ -246,7 +246,7 @@ impl<W: Write> Listing<'_, W> {
                     self.rows(&walk::rows(forest, row.node).0)?;
                 }
                 Step::Failed(_, path, error) => self.fail(path, &error),
-                Step::Node(..) | Step::Leave(..) => {}
+                Step::Node(..) | Step::Leave => {}
             }
             Ok(())
         })

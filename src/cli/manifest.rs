@@ -23,7 +23,7 @@ use super::hash::algorithm;
 use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target, trimmed};
 use super::walk::{self, Row, Step};
-use super::{Outcome, hashing, progress};
+use super::{Outcome, hashing, parallel, progress};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -165,7 +165,7 @@ fn write(context: &Scene<'_>, jobs: &[Job], writer: &mut dyn Writer, out: &mut d
     }
     writer.start(out)?;
     let mut rows = jobs.iter();
-    hashing::in_order(jobs, 64, |job| facts(context, job), &mut |facts: Facts| {
+    parallel::in_order(jobs.iter(), 64, |job| facts(context, job), &mut |facts: Facts| {
         let job = rows.next().context("more results than nodes")?;
         bar.inc(facts.contents.as_ref().map_or(0, |(size, _)| *size));
         if let Some(error) = &facts.error {
@@ -188,7 +188,7 @@ fn jobs(forest: &Forest, node: NodeId, target: &Target, format: Format) -> Resul
         let parent = above.last().copied().unwrap_or(node);
         match step {
             Step::Enter(row, b"") => above.push(row.node),
-            Step::Leave(..) => drop(above.pop()),
+            Step::Leave => drop(above.pop()),
             Step::Enter(row, path) | Step::Node(row, path) => {
                 let job = Job { row: row.clone(), path: path.to_vec(), parent, failed: None };
                 if format.takes(&job, forest) {

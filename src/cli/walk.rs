@@ -31,7 +31,7 @@ pub enum Step<'a> {
     /// Anything else.
     Node(&'a Row, &'a [u8]),
     /// A directory, after its rows.
-    Leave(&'a Row, &'a [u8]),
+    Leave,
     /// A directory that could not be listed, or not to its end: between its `Enter` and its `Leave`.
     Failed(&'a Row, &'a [u8], Error),
 }
@@ -74,7 +74,7 @@ pub fn walk(tree: &dyn FileSystem, top: Row, path: &[u8], visit: &mut dyn FnMut(
     walk.enter(tree, top, &path, parent_len, visit)?;
     while let Some(level) = walk.levels.last_mut() {
         let Some(row) = level.rest.next() else {
-            visit(Step::Leave(&level.row, &path))?;
+            visit(Step::Leave)?;
             path.truncate(level.parent_len);
             walk.levels.pop();
             continue;

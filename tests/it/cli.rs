@@ -190,6 +190,62 @@ fn cp_copies_one_file_under_a_new_name() {
     assert!(Path::new(&case.dest()).join("hostname").is_file());
 }
 
+#[test]
+fn every_core_copies_and_what_cannot_be_made_costs_itself_alone() {
+    let scratch = Scratch::new();
+    let (folder, image) = (scratch.path("source"), scratch.path("disk.img"));
+    for number in 0..300u32 {
+        let below = folder.join(format!("folder{}/below", number % 7));
+        std::fs::create_dir_all(&below).unwrap();
+        std::fs::write(below.join(format!("{number}")), vec![number as u8; number as usize * 50]).unwrap();
+    }
+    // Longer than what one core takes alone, no two pages alike, with a hole.
+    let words: Vec<u8> = (0..5_000_000u32).flat_map(|word| word.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let big = std::fs::File::create(folder.join("big.bin")).unwrap();
+    for start in [0, 31 << 20] {
+        std::os::unix::fs::FileExt::write_all_at(&big, &words, start).unwrap();
+    }
+    let [from, to] = [&folder, &image].map(|path| path.to_str().unwrap());
+    let dated = ["folder3/below/17", "folder3/below", "folder3"];
+    for (name, days) in dated.iter().zip(1..) {
+        let then = std::time::UNIX_EPOCH + std::time::Duration::from_secs(days * 86_400);
+        std::fs::File::open(folder.join(name)).unwrap().set_modified(then).unwrap();
+    }
+    tool("e2fsprogs", "mke2fs", &["-q", "-F", "-t", "ext4", "-d", from, to, "80M"]);
+    let _untouched = Untouched::new(&image);
+    let dest = scratch.path("dest");
+    std::fs::create_dir(&dest).unwrap();
+    let said = run(&["cp", "-a", &format!("{to}:/disk"), dest.to_str().unwrap()]);
+    assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
+    let top = dest.join("disk");
+    std::fs::remove_dir(top.join("lost+found")).unwrap();
+    tool("diffutils", "diff", &["-r", from, top.to_str().unwrap()]);
+    let blocks = |path: &Path| lstat(path.join("big.bin")).unwrap().blocks();
+    assert!(blocks(&top) <= blocks(&folder) + 16, "{} of {} blocks", blocks(&top), blocks(&folder));
+    for path in ["folder3/below/17", "folder3/below", "folder3"] {
+        assert_eq!(
+            lstat(top.join(path)).unwrap().mtime_nsec(),
+            lstat(folder.join(path)).unwrap().mtime_nsec(),
+            "{path}"
+        );
+    }
+    let copy = scratch.path("big.copy");
+    let out = std::fs::File::create(&copy).unwrap();
+    let status = imgfs().args(["cat", &format!("{to}:/disk/big.bin")]).stdout(out).status().unwrap();
+    assert!(status.success());
+    assert_eq!(sha256(&copy), sha256(&folder.join("big.bin")));
+
+    // A file stands where a directory belongs.
+    std::fs::remove_dir_all(top.join("folder3")).unwrap();
+    std::fs::write(top.join("folder3"), "mine").unwrap();
+    std::fs::remove_file(top.join("folder6/below/20")).unwrap();
+    let said = run(&["cp", "-a", &format!("{to}:/disk"), dest.to_str().unwrap()]);
+    assert_eq!(said.code, Some(1));
+    assert!(said.err.contains("folder3") && said.err.lines().count() == 1, "{}", said.err);
+    assert_eq!(std::fs::read(top.join("folder6/below/20")).unwrap(), vec![20; 1000]);
+    assert_eq!(std::fs::read(top.join("folder3")).unwrap(), b"mine");
+}
+
 /// An image whose names are changed behind mke2fs's back.
 fn hostile(scratch: &Scratch, outside: &Path) -> PathBuf {
     let (folder, image) = (scratch.path("evil"), scratch.path("evil.img"));
