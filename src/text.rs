@@ -75,6 +75,29 @@ pub fn uuid(bytes: [u8; 16]) -> String {
     out
 }
 
+/// The bytes of base 64 (RFC 4648), with white space anywhere; `None` when there is something else in it.
+pub fn from_base64(text: &str) -> Option<Vec<u8>> {
+    let (mut out, mut bits, mut width) = (Vec::new(), 0u32, 0u32);
+    for byte in text.bytes().filter(|byte| !byte.is_ascii_whitespace()) {
+        let six = match byte {
+            b'A'..=b'Z' => byte.wrapping_sub(b'A'),
+            b'a'..=b'z' => byte.wrapping_sub(b'a').wrapping_add(26),
+            b'0'..=b'9' => byte.wrapping_sub(b'0').wrapping_add(52),
+            b'+' => 62,
+            b'/' => 63,
+            b'=' => break,
+            _ => return None,
+        };
+        bits = bits.wrapping_shl(6) | u32::from(six);
+        width = width.wrapping_add(6);
+        if width >= 8 {
+            width = width.wrapping_sub(8);
+            out.push(bits.wrapping_shr(width).to_le_bytes()[0]);
+        }
+    }
+    Some(out)
+}
+
 /// Text from an image, made safe for a terminal: control and bidirectional characters and invalid
 /// UTF-8 appear as escapes.
 pub fn printable(bytes: &[u8]) -> String {
@@ -125,6 +148,12 @@ pub fn tamed_json(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn base_64_has_white_space_and_padding() {
+        assert_eq!(from_base64("bWlz\n\t aA==").unwrap(), b"mish");
+        assert_eq!(from_base64("b!"), None);
+    }
 
     #[test]
     fn an_unpaired_surrogate_survives_the_round_trip() {

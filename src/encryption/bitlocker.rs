@@ -26,7 +26,7 @@ use ccm::aead::generic_array::GenericArray;
 use ccm::consts::{U12, U16};
 use sha2::{Digest, Sha256};
 
-use super::cipher::{Aes, Cbc, Xts};
+use super::cipher::{self, Xts, aes, decrypt_cbc, encrypted, undiffuse};
 use super::{Encrypted, EncryptedFormat, Plain, Units, read_below};
 use crate::bytes::Record;
 use crate::device::{BlockDevice, Device, probe_array, read_array, read_vec};
@@ -276,7 +276,11 @@ fn explain(error: BdeError) -> Error {
 }
 
 enum Cipher {
-    Cbc(Cbc),
+    /// The IV is the place of the sector, encrypted under the same key.
+    Cbc {
+        data: cipher::Cipher,
+        diffuser: Option<cipher::Cipher>,
+    },
     Xts(Xts),
 }
 
@@ -285,16 +289,16 @@ impl Cipher {
         let short = || Error::corrupt(FORMAT.name, "key of the sectors (too short)", 0);
         let part = |at: usize, len: usize| at.checked_add(len).and_then(|end| key.get(at..end)).ok_or_else(short);
         let cbc = |len, diffuser: Option<usize>| -> Result<Self> {
-            let diffuser = diffuser.map(|at| Aes::new(part(at, len)?)).transpose()?;
-            Ok(Self::Cbc(Cbc { data: Aes::new(part(0, len)?)?, diffuser }))
+            let diffuser = diffuser.map(|at| aes(part(at, len)?)).transpose()?;
+            Ok(Self::Cbc { data: aes(part(0, len)?)?, diffuser })
         };
         match method {
             0x8000 => cbc(16, Some(32)),
             0x8001 => cbc(32, Some(32)),
             0x8002 => cbc(16, None),
             0x8003 => cbc(32, None),
-            0x8004 => Ok(Self::Xts(Xts::new(part(0, 32)?)?)),
-            _ => Ok(Self::Xts(Xts::new(part(0, 64)?)?)),
+            0x8004 => Ok(Self::Xts(Xts::new("aes", part(0, 32)?)?)),
+            _ => Ok(Self::Xts(Xts::new("aes", part(0, 64)?)?)),
         }
     }
 }
@@ -385,7 +389,12 @@ impl Units for Sectors {
             for sector in now.chunks_mut(unit) {
                 if at < self.encrypted_to {
                     match &self.cipher {
-                        Cipher::Cbc(cbc) => cbc.decrypt(sector, at),
+                        Cipher::Cbc { data, diffuser } => {
+                            decrypt_cbc(data.as_ref(), sector, encrypted(data.as_ref(), at.into()));
+                            if let Some(diffuser) = diffuser {
+                                undiffuse(diffuser.as_ref(), sector, at);
+                            }
+                        }
                         Cipher::Xts(xts) => {
                             xts.decrypt(sector, at.checked_div(self.unit.into()).unwrap_or(0).into());
                         }

@@ -123,15 +123,196 @@ fn luks_2_in_sectors_of_4096_bytes_gives_the_bytes_that_were_there_before() {
 }
 
 #[test]
+fn luks_of_each_cipher_mode_iv_and_hash_gives_the_bytes_that_qemu_encrypted() {
+    let scratch = Scratch::new();
+    scratch.write("pw", b"correct horse");
+    let bytes = disk((300 << 10) + 512);
+    scratch.write("base.raw", &bytes);
+    let check = |cipher: &str, mode: &str, vector: &str| {
+        let (name, said) = facts(&scratch.path("volume"));
+        assert!(name.starts_with("LUKS1") && said.contains(&format!("cipher: {cipher}-{mode}-{vector}")), "{said}");
+        assert_opens(&scratch.path("volume"), b"correct horse", &bytes);
+    };
+    // Headers that cryptsetup makes without the kernel's ciphers, and quickly.
+    for (mode, vector, bits, hash) in [
+        ("cbc", "essiv:sha256", 256, "sha1"),
+        ("cbc", "essiv:sha256", 128, "sha512"),
+        ("cbc", "plain64", 256, "ripemd160"),
+        ("cbc", "plain", 128, "sha256"),
+        ("xts", "plain", 512, "sha224"),
+        ("xts", "essiv:sha256", 256, "sha384"),
+    ] {
+        scratch.sh(
+            PACKAGES,
+            &format!(
+                "rm -f volume; truncate -s 3M volume; cryptsetup luksFormat -q --type luks1 --key-size {bits} \
+                    --cipher aes-{mode}-{vector} --hash {hash} --pbkdf-force-iterations 1000 volume pw
+                qemu-img convert -n --object secret,id=s,file=pw --target-image-opts base.raw \
+                    driver=luks,key-secret=s,file.driver=file,file.filename=volume"
+            ),
+        );
+        check("aes", mode, vector);
+    }
+    // The others take qemu a second or two each.
+    for (cipher, mode, vector, hash) in [
+        ("serpent-256", "xts", "plain64", "sha256"),
+        ("serpent-128", "cbc", "essiv,ivgen-hash-alg=sha256", "sha1"),
+        ("twofish-256", "xts", "plain64", "sha512"),
+        ("twofish-128", "cbc", "plain64", "md5"),
+    ] {
+        scratch.sh(
+            PACKAGES,
+            &format!(
+                "rm -f volume; qemu-img convert -O luks \
+                    {QEMU_KEY},cipher-alg={cipher},cipher-mode={mode},ivgen-alg={vector},hash-alg={hash} base.raw volume"
+            ),
+        );
+        let (cipher, _) = cipher.split_once('-').unwrap();
+        check(cipher, mode, &vector.replace(",ivgen-hash-alg=", ":"));
+    }
+}
+
+#[test]
+fn luks_of_each_hash_that_cryptsetup_derives_keys_with_opens() {
+    let scratch = Scratch::new();
+    scratch.write("pw", b"correct horse");
+    let bytes = disk(512 << 10);
+    for (hash, cipher, bits, size) in [
+        ("sha1", "aes-cbc-essiv:sha256", 256, 512),
+        ("sha512", "aes-cbc-plain64", 128, 4096),
+        ("ripemd160", "aes-cbc-plain", 256, 4096),
+        ("whirlpool", "aes-xts-plain64", 256, 1024),
+        ("sha256", "aes-cbc-essiv:sha256", 256, 4096),
+        ("sha384", "aes-xts-essiv:sha256", 512, 512),
+    ] {
+        scratch.write("volume", &bytes);
+        scratch.sh(
+            PACKAGES,
+            &format!(
+                "truncate -s +32M volume; cryptsetup reencrypt -q --encrypt --type luks2 --sector-size {size} \
+                    --cipher {cipher} --key-size {bits} --hash {hash} --pbkdf pbkdf2 --pbkdf-force-iterations 1000 \
+                    --reduce-device-size 32M --key-file pw volume < /dev/null"
+            ),
+        );
+        let (_, said) = facts(&scratch.path("volume"));
+        assert!(said.contains(&format!("cipher: {cipher}")) && said.contains(&format!("sectors: {size}")), "{said}");
+        assert_opens(&scratch.path("volume"), b"correct horse", &bytes);
+    }
+    // Version 1, of the one hash that qemu does not know.
+    scratch.sh(
+        PACKAGES,
+        "rm -f volume; truncate -s 3M volume; cryptsetup luksFormat -q --type luks1 --hash whirlpool \
+            --pbkdf-force-iterations 1000 volume pw",
+    );
+    let volume = device(&scratch.path("volume"));
+    assert!(unlock(&volume, Some(b"wrong")).unwrap().is_none());
+    assert!(unlock(&volume, Some(b"correct horse")).unwrap().is_some());
+}
+
+/// The header of a LUKS2 volume with other JSON, and the checksum of that.
+fn with_json(image: &[u8], change: &dyn Fn(String) -> String) -> Vec<u8> {
+    let mut image = image.to_vec();
+    let json = String::from_utf8(image[4096..16_384].to_vec()).unwrap();
+    let mut json = change(json.trim_end_matches('\0').to_owned()).into_bytes();
+    json.resize(12_288, 0);
+    image[4096..16_384].copy_from_slice(&json);
+    image[448..512].fill(0);
+    let sum = Sha256::digest(&image[..16_384]);
+    image[448..480].copy_from_slice(&sum);
+    image
+}
+
+#[test]
+fn camellia_gives_the_bytes_that_openssl_encrypted() {
+    let scratch = Scratch::new();
+    scratch.write("pw", b"correct horse");
+    scratch.write("key", &[0x5a; 32]);
+    let bytes = disk(64 << 10);
+    scratch.write("base.raw", &bytes);
+    // A header with a known key; each sector has its number as its IV.
+    scratch.sh(
+        "cryptsetup-bin, openssl",
+        "truncate -s 16M volume; cryptsetup luksFormat -q --type luks2 --cipher aes-cbc-plain64 --key-size 256 \
+            --volume-key-file key --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --sector-size 512 \
+            --luks2-keyslots-size 512k --offset 8192 volume pw
+        for i in $(seq 0 127); do
+            dd if=base.raw bs=512 skip=$i count=1 status=none | openssl enc -camellia-256-cbc -nopad \
+                -K $(printf '5a%.0s' $(seq 32)) -iv $(printf '%02x%030d' $i 0)
+        done | dd of=volume bs=512 seek=8192 conv=notrunc status=none; truncate -s $(((8192 + 128) * 512)) volume",
+    );
+    let image = std::fs::read(scratch.path("volume")).unwrap();
+    let segment = "\"encryption\":\"aes-cbc-plain64\",\"sector_size\"";
+    let image = with_json(&image, &|json| {
+        assert!(json.contains(segment), "{json}");
+        json.replace(segment, &segment.replace("aes", "camellia"))
+    });
+    assert_opens(&scratch.write("volume", &image), b"correct horse", &bytes);
+}
+
+#[test]
+fn of_several_slots_the_one_that_is_understood_opens_the_volume() {
+    let scratch = Scratch::new();
+    scratch.write("pw", b"correct horse");
+    scratch.write("second", b"battery staple");
+    scratch.write("third", b"x");
+    let bytes = disk(MIB);
+    scratch.write("volume", &bytes);
+    scratch.sh(
+        PACKAGES,
+        "truncate -s +32M volume; cryptsetup reencrypt -q --encrypt --type luks2 --pbkdf pbkdf2 \
+            --pbkdf-force-iterations 1000 --reduce-device-size 32M --key-file pw volume < /dev/null
+        cryptsetup luksAddKey -q --key-file pw --pbkdf argon2i --pbkdf-memory 32768 --pbkdf-force-iterations 4 \
+            volume second
+        cryptsetup luksAddKey -q --key-file pw --pbkdf pbkdf2 --hash sha512 --pbkdf-force-iterations 1000 \
+            --keyslot-cipher aes-cbc-essiv:sha256 --keyslot-key-size 256 volume third
+        cryptsetup config -q --key-slot 2 --priority prefer volume",
+    );
+    let path = scratch.path("volume");
+    for key in [&b"correct horse"[..], b"battery staple", b"x"] {
+        assert_opens(&path, key, &bytes);
+    }
+    // Slots that nobody can try: one of a derivation, and one of a cipher, to come.
+    let image = std::fs::read(&path).unwrap();
+    let odd = with_json(&image, &|json| {
+        json.replacen("\"argon2i\"", "\"balloon\"", 1).replacen("\"aes-cbc-essiv:sha256\"", "\"aes-hctr2-plain64\"", 1)
+    });
+    let device = device(&scratch.write("odd", &odd));
+    assert!(unlock(&device, Some(b"correct horse")).unwrap().is_some());
+    let said = unlock(&device, Some(b"battery staple")).err().unwrap().to_string();
+    assert!(said.contains("derivation balloon is not supported"), "{said}");
+}
+
+#[test]
+fn a_header_without_its_volume_is_refused_by_that_name() {
+    let scratch = Scratch::new();
+    scratch.write("pw", b"x");
+    scratch.sh(
+        PACKAGES,
+        "truncate -s 4M data one two; o='--pbkdf pbkdf2 --pbkdf-force-iterations 1000'
+        cryptsetup luksFormat -q --type luks1 --header one --pbkdf-force-iterations 1000 data pw
+        cryptsetup luksFormat -q --type luks2 --header two --pbkdf pbkdf2 --pbkdf-force-iterations 1000 data pw
+        truncate -s 20M whole
+        cryptsetup luksFormat -q --type luks2 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 whole pw
+        cryptsetup luksHeaderBackup whole --header-backup-file backup",
+    );
+    for name in ["one", "two", "backup"] {
+        let path = scratch.path(name);
+        assert!(describe(device(&path).as_ref()).unwrap().is_some(), "{name}");
+        let said = unlock(&device(&path), Some(b"x")).err().unwrap().to_string();
+        assert!(said.contains("a header alone"), "{name}: {said}");
+    }
+}
+
+#[test]
 fn what_is_not_supported_is_named_and_what_a_header_may_ask_for_is_bounded() {
     let scratch = Scratch::new();
     scratch.write("pw", b"x");
     scratch.sh(
         PACKAGES,
         &format!(
-            "truncate -s 32M serpent memory; qemu-img create -q -f luks {QEMU_KEY},cipher-alg=serpent-256 qemu 8M
-            cryptsetup luksFormat -q --type luks1 --cipher aes-cbc-essiv:sha256 --key-size 256 \
-                --pbkdf-force-iterations 1000 serpent pw
+            "truncate -s 32M hash memory
+            qemu-img create -q -f luks {QEMU_KEY},cipher-alg=cast5-128,cipher-mode=cbc,ivgen-alg=plain64 cast 8M
+            cryptsetup luksFormat -q --type luks1 --hash sha3-256 --pbkdf-force-iterations 1000 hash pw
             cryptsetup luksFormat -q --type luks2 --pbkdf-memory 32768 --pbkdf-force-iterations 4 memory pw"
         ),
     );
@@ -139,20 +320,15 @@ fn what_is_not_supported_is_named_and_what_a_header_may_ask_for_is_bounded() {
         Err(error) => error.to_string(),
         Ok(_) => panic!("{name} was tried"),
     };
-    assert!(refused("serpent").contains("aes-cbc-essiv:sha256 is not supported"), "{}", refused("serpent"));
-    assert!(refused("qemu").contains("serpent-xts-plain64 is not supported"), "{}", refused("qemu"));
+    assert!(refused("cast").contains("the cipher cast5-cbc-plain64 is not supported"), "{}", refused("cast"));
+    assert!(refused("hash").contains("the hash sha3-256 is not supported"), "{}", refused("hash"));
     // A derivation that takes more memory than there is, and one that takes years.
     let header = std::fs::read(scratch.path("memory")).unwrap();
     let change = |from: &str, to: &str| {
-        let mut image = header.clone();
-        let json = String::from_utf8(image[4096..16_384].to_vec()).unwrap();
-        assert!(json.contains(from), "{json}");
-        let mut json = json.replacen(from, to, 1).into_bytes();
-        json.resize(12_288, 0);
-        image[4096..16_384].copy_from_slice(&json);
-        image[448..512].fill(0);
-        let sum = Sha256::digest(&image[..16_384]);
-        image[448..480].copy_from_slice(&sum);
+        let image = with_json(&header, &|json| {
+            assert!(json.contains(from), "{json}");
+            json.replacen(from, to, 1)
+        });
         scratch.write("changed", &image);
         refused("changed")
     };
@@ -164,6 +340,13 @@ fn what_is_not_supported_is_named_and_what_a_header_may_ask_for_is_bounded() {
     assert!(said.contains("key material"), "{said}");
     let said = change("\"config\":{", "\"config\":{\"requirements\":{\"mandatory\":[\"online-reencrypt-v2\"]},");
     assert!(said.contains("reencryption that is not finished"), "{said}");
+    let said = change("\"type\":\"crypt\"", "\"type\":\"hw-opal\"");
+    assert!(said.contains("a segment of the type hw-opal"), "{said}");
+    let said = change(
+        "\"encryption\":\"aes-xts-plain64\",\"sector_size\"",
+        "\"encryption\":\"aes-adiantum-plain64\",\"sector_size\"",
+    );
+    assert!(said.contains("the cipher aes-adiantum-plain64 is not supported"), "{said}");
 }
 
 /// A disk of two partitions, the second of which is a LUKS volume with an ext4 file system.

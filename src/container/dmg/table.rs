@@ -4,6 +4,7 @@ use super::{FORMAT, MAX_RUN, SECTOR, Sum, Trailer, checksum};
 use crate::bytes::Record;
 use crate::device::{BlockDevice, read_vec};
 use crate::error::{Error, Result};
+use crate::text::from_base64;
 
 /// A property list of more: millions of runs, several TiB of disk.
 const MAX_LIST: u64 = 64 << 20;
@@ -112,30 +113,7 @@ fn from_property_list(bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
     let (_, rest) = rest.split_once("<array>")?;
     let (array, _) = rest.split_once("</array>")?;
     let data = array.split("<data>").skip(1);
-    data.map(|data| base64(data.split_once("</data>")?.0)).collect()
-}
-
-/// RFC 4648, with white space anywhere.
-fn base64(text: &str) -> Option<Vec<u8>> {
-    let (mut out, mut bits, mut width) = (Vec::new(), 0u32, 0u32);
-    for byte in text.bytes().filter(|byte| !byte.is_ascii_whitespace()) {
-        let six = match byte {
-            b'A'..=b'Z' => byte.wrapping_sub(b'A'),
-            b'a'..=b'z' => byte.wrapping_sub(b'a').wrapping_add(26),
-            b'0'..=b'9' => byte.wrapping_sub(b'0').wrapping_add(52),
-            b'+' => 62,
-            b'/' => 63,
-            b'=' => break,
-            _ => return None,
-        };
-        bits = bits.wrapping_shl(6) | u32::from(six);
-        width = width.wrapping_add(6);
-        if width >= 8 {
-            width = width.wrapping_sub(8);
-            out.push(bits.wrapping_shr(width).to_le_bytes()[0]);
-        }
-    }
-    Some(out)
+    data.map(|data| from_base64(data.split_once("</data>")?.0)).collect()
 }
 
 /// Inside Macintosh, "Resource File Format": the resources of type `blkx`.
@@ -202,15 +180,4 @@ fn read_table(bytes: &[u8], at: u64, file_size: u64, data_at: u64, pieces: &mut 
     }
     let bytes = |sectors: u64| sectors.checked_mul(SECTOR).ok_or_else(|| table.corrupt());
     Ok(TableSum { start: bytes(first)?, len: bytes(table.be64(16)?)?, counted, sum: checksum(&table, 64)? })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn base_64_has_white_space_and_padding() {
-        assert_eq!(base64("bWlz\n\t aA==").unwrap(), b"mish");
-        assert_eq!(base64("b!"), None);
-    }
 }
