@@ -483,6 +483,36 @@ fn manifests_have_the_digests_that_are_asked_for() {
 }
 
 #[test]
+fn dfxml_is_valid_for_every_file_system_and_every_kind_of_file() {
+    let scratch = Scratch::new();
+    scratch.write("dfxml.rng", include_bytes!("../dfxml.rng"));
+    let tree = "mkdir -p tree/sub; cd tree; seq 1 100000 > numbers; truncate -s 3M hole; seq 1 9 >> hole; touch empty; \
+        ln -s sub link; ln numbers hard; mkfifo pipe; mknod char c 1 3; mknod block b 7 0; \
+        python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"socket\")'; \
+        touch 'a<b>&\"c' $'bad\\xff\\x01\\nname' ümlaut ' -- ' $'\\xef\\xbf\\xbf' sub/{1..50}; \
+        touch -d '0001-01-01' old; touch -d '2200-01-01' new; touch -d '1905-01-01' early";
+    scratch.sh("coreutils python3", tree);
+    scratch.sh("e2fsprogs", "mke2fs -q -F -t ext4 -I 256 -O inline_data -d tree ext4.img 8M");
+    scratch.sh("e2fsprogs", "mke2fs -q -F -t ext2 -b 1024 -d tree ext2.img 8M");
+    scratch.sh("xorriso", "xorriso -as mkisofs -quiet -J -r -o rock.iso tree 2> /dev/null");
+    scratch.sh("genisoimage", "genisoimage -quiet -o plain.iso tree/sub 2> /dev/null");
+    let fat = "mkfs.fat -C -F 16 fat.img 20000 > /dev/null; mcopy -s -i fat.img tree/numbers tree/sub tree/ümlaut ::";
+    scratch.sh("dosfstools mtools", fat);
+    // A file that cannot be read: its contents lead out of the disk.
+    scratch.sh("coreutils", "cp fat.img damaged.img; truncate -s 300000 damaged.img");
+    testimage("demo.img", &scratch.path(""));
+    scratch.write("empty.raw", &[0; 4096]);
+    for name in ["ext4.img", "ext2.img", "rock.iso", "plain.iso", "fat.img", "damaged.img", "demo.img", "empty.raw"] {
+        let said = run(&["manifest", "--format", "dfxml", "-a", "md5,sha1,sha256", text(&scratch.path(name))]);
+        assert_eq!(said.code, Some(i32::from(name == "damaged.img")), "{name}: {}", said.err);
+        scratch.write("out.xml", said.out.as_bytes());
+        scratch.sh("libxml2-utils", "xmllint --noout --relaxng dfxml.rng out.xml 2> said || { head said >&2; false; }");
+        let objects = said.out.matches("<fileobject>").count();
+        assert!(objects >= 3 || name == "empty.raw", "{name}: {objects} objects");
+    }
+}
+
+#[test]
 fn every_shape_of_json_has_its_version_and_its_page() {
     let scratch = Scratch::new();
     let image = demo(&scratch);

@@ -145,7 +145,7 @@ impl Writer for Dfxml<'_> {
              xmlns='http://www.forensicswiki.org/wiki/Category:Digital_Forensics_XML'\n  \
              xmlns:xsi='http://www.w3.org/2001/XMLSchema-instance'\n  \
              xmlns:dc='http://purl.org/dc/elements/1.1/'\n  \
-             version='1.1'>\n  \
+             version='1.1.0'>\n  \
              <metadata>\n    <dc:type>Disk Image</dc:type>\n  </metadata>\n  \
              <creator version='1.0'>\n    <program>imgfs</program>\n    <version>{}</version>\n    \
              <execution_environment>\n      <command_line>{}</command_line>\n      \
@@ -153,7 +153,7 @@ impl Writer for Dfxml<'_> {
              <source>\n    <image_filename>{}</image_filename>\n  </source>\n",
             env!("CARGO_PKG_VERSION"),
             line.join(" "),
-            stamp(Timestamp { nanoseconds: 0, ..Timestamp::now() }),
+            stamp(Timestamp { nanoseconds: 0, ..Timestamp::now() }).unwrap_or_default(),
             text(self.scene.name),
         )?;
         Ok(())
@@ -162,8 +162,7 @@ impl Writer for Dfxml<'_> {
     fn row(&mut self, job: &Job, facts: &Facts, out: &mut dyn Write) -> Result<()> {
         self.enter(&job.path, out)?;
         if let Some(error) = &facts.error {
-            // Two dashes would end the comment.
-            writeln!(out, "    <!-- unreadable: {} -->", text(error.as_bytes()).replace("--", "- -"))?;
+            writeln!(out, "    <!-- unreadable: {} -->", comment(error.as_bytes()))?;
         }
         let path = job.path.iter().position(|&byte| byte == b'/').and_then(|slash| job.path.get(slash + 1..));
         let (Ok(attributes), Some(path)) = (&facts.attributes, path) else { return Ok(()) };
@@ -225,8 +224,8 @@ fn recorded(attributes: &Attributes, coarse: bool, out: &mut dyn Write) -> Resul
         ("crtime", attributes.created, ""),
     ];
     for (name, time, precision) in times {
-        if let Some(time) = time {
-            writeln!(out, "      <{name}{precision}>{}</{name}>", stamp(time))?;
+        if let Some(time) = time.and_then(stamp) {
+            writeln!(out, "      <{name}{precision}>{time}</{name}>")?;
         }
     }
     Ok(())
@@ -259,11 +258,17 @@ fn meta_type(kind: Kind) -> u32 {
     }
 }
 
-/// `xs:dateTime`, UTC; a fraction only where there is one.
-fn stamp(time: Timestamp) -> String {
+/// `xs:dateTime`, UTC; a fraction only where there is one. It has no year 0, and none before it here.
+fn stamp(time: Timestamp) -> Option<String> {
     let nanoseconds = i32::try_from(time.nanoseconds).unwrap_or(0);
-    jiff::Timestamp::new(time.seconds, nanoseconds)
-        .map_or_else(|_| "1970-01-01T00:00:00Z".to_owned(), |t| t.to_string())
+    let text = jiff::Timestamp::new(time.seconds, nanoseconds).ok()?.to_string();
+    (!text.starts_with('-') && !text.starts_with("0000")).then_some(text)
+}
+
+/// As [`text`], within a comment, which two dashes would end.
+fn comment(bytes: &[u8]) -> String {
+    // The second time for what the first leaves of an odd number.
+    text(bytes).replace("--", "- -").replace("--", "- -")
 }
 
 /// Characters of XML; what it cannot hold at all appears as an escape.
@@ -284,4 +289,24 @@ fn text(bytes: &[u8]) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_that_xml_cannot_hold_is_left_out() {
+        let at = |seconds| stamp(Timestamp { seconds, nanoseconds: 0 });
+        assert_eq!(at(0).as_deref(), Some("1970-01-01T00:00:00Z"));
+        assert_eq!(at(-62_135_596_800).as_deref(), Some("0001-01-01T00:00:00Z"));
+        assert_eq!((at(-62_135_596_801), at(-70_000_000_000), at(i64::MAX)), (None, None, None));
+    }
+
+    #[test]
+    fn a_comment_never_holds_two_dashes() {
+        for count in 0..9 {
+            assert!(!comment("-".repeat(count).as_bytes()).contains("--"), "{count}");
+        }
+    }
 }
