@@ -91,6 +91,9 @@ pub struct Attributes {
     pub gid: Option<u32>,
     /// Number of names.
     pub links: Option<u32>,
+    /// Whether its name makes a file of a medium without permission bits a program (FAT, where that
+    /// was asked for): no other may be run.
+    pub program: Option<bool>,
     /// Major and minor number of a device node.
     pub device: Option<(u32, u32)>,
     /// Last read.
@@ -112,6 +115,7 @@ impl Attributes {
             blocks: None,
             mode: None,
             read_only: false,
+            program: None,
             uid: None,
             gid: None,
             links: None,
@@ -387,6 +391,36 @@ pub struct Options {
     pub sbsector: Option<u32>,
     /// ext: show the state without its journal.
     pub norecovery: bool,
+    /// FAT, ISO 9660: permissions of files on a medium that has none.
+    pub mode: Option<u16>,
+    /// As `mode`, for directories.
+    pub dmode: Option<u16>,
+    /// FAT: only what is named `.EXE`, `.COM` or `.BAT` may be run, as for the kernel's vfat.
+    pub showexec: bool,
+    /// ISO 9660: how the names of the plain standard are shown.
+    pub map: NameMap,
+}
+
+impl Options {
+    /// Permissions that were given to nodes of a kind, for a medium that has none.
+    pub(crate) fn permissions(&self, kind: Kind) -> Option<u16> {
+        if kind == Kind::Directory { self.dmode } else { self.mode }
+    }
+}
+
+/// How names of ISO 9660 are shown that are neither of Rock Ridge nor of Joliet: as they are recorded
+/// without `;1` and an empty extension, unless the words of the kernel's isofs ask for something else.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum NameMap {
+    /// `README`.
+    #[default]
+    Plain,
+    /// `README.;1`.
+    Off,
+    /// `readme`.
+    Normal,
+    /// `readme,fff`: with the file type of RISC OS, where it is recorded.
+    Acorn,
 }
 
 /// A decoder, as the table knows it.

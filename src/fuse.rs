@@ -65,10 +65,6 @@ pub struct View {
     pub dmask: Option<u16>,
     /// The mask for nodes whose medium has no permissions: the caller's umask.
     pub default_mask: u16,
-    /// Permissions of files whose medium has none, when given.
-    pub mode: Option<u16>,
-    /// As `mode`, for directories.
-    pub dmode: Option<u16>,
     /// Each file has its SHA-256 as the attribute [`HASH`].
     pub hashes: bool,
 }
@@ -110,11 +106,9 @@ impl View {
         let mode = match attributes.mode {
             Some(mode) if self.owners => mode,
             Some(mode) => mode | readable,
-            None => {
-                let given = if directory { self.dmode } else { self.mode };
-                given.unwrap_or(0o777 & !self.default_mask | readable)
-            }
+            None => 0o777 & !self.default_mask | readable,
         };
+        let mode = if attributes.program == Some(false) { mode & !0o111 } else { mode };
         let writable = if attributes.read_only && !directory { !0o222 } else { 0o7777 };
         mode & writable & !mask.unwrap_or(0)
     }
@@ -824,9 +818,9 @@ mod tests {
     use super::*;
 
     fn view(owners: bool) -> View {
-        let (uid, gid, fmask, dmask, mode, dmode) = (None, None, None, None, None, None);
+        let (uid, gid, fmask, dmask) = (None, None, None, None);
         let (caller, default_mask, hashes) = ((1000, 100), 0o022, false);
-        View { caller, owners, uid, gid, fmask, dmask, default_mask, mode, dmode, hashes }
+        View { caller, owners, uid, gid, fmask, dmask, default_mask, hashes }
     }
 
     #[test]

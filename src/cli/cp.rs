@@ -256,7 +256,8 @@ impl<'a> Copy<'a> {
             rustix::fs::unlinkat(&job.folder.file, safe_name(&job.name)?, AtFlags::empty())?;
             return Err(error);
         }
-        let mode = self.mode(&job.attributes).unwrap_or(0o666 & !umask());
+        let usual = if job.attributes.program == Some(true) { 0o777 } else { 0o666 };
+        let mode = self.mode(&job.attributes).unwrap_or(usual & !umask());
         if self.args.archive {
             self.owner(&job.file, &job.attributes)?;
             self.xattrs(&job.file, job.node)?;

@@ -210,8 +210,7 @@ impl<W: Write> Listing<'_, W> {
 
     /// A name in the colour of its kind.
     fn name(&mut self, row: &Row) -> Result<()> {
-        let runs =
-            || self.forest.attributes(row.node).is_ok_and(|found| found.mode.is_some_and(|mode| mode & 0o111 != 0));
+        let runs = || self.forest.attributes(row.node).is_ok_and(|found| permissions(&found).contains(['x', 's']));
         let colour = match row.kind {
             _ if !self.look.colour => None,
             Kind::Directory => Some("1;34"),
@@ -319,7 +318,8 @@ pub fn letter(kind: Kind) -> char {
 /// `rwxr-xr-x` with the set-id and sticky letters; a medium without permissions shows what it does record.
 pub fn permissions(attributes: &Attributes) -> String {
     let Some(mode) = attributes.mode else {
-        return if attributes.read_only { "r--------" } else { "rw-------" }.to_owned();
+        let runs = if attributes.program == Some(true) { 'x' } else { '-' };
+        return format!("r{}{runs}------", if attributes.read_only { '-' } else { 'w' });
     };
     let mut text = String::with_capacity(9);
     for (shift, special, set, bare) in [(6, 0o4000, 's', 'S'), (3, 0o2000, 's', 'S'), (0, 0o1000, 't', 'T')] {

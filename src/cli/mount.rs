@@ -370,8 +370,6 @@ fn serve(
         fmask: options.fmask,
         dmask: options.dmask,
         default_mask: cp::umask(),
-        mode: options.mode,
-        dmode: options.dmode,
         hashes: options.hashes,
     };
     let writable = tree.writer().is_some();

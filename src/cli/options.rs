@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use imgfs::device::overlay::{self, Overlay};
+use imgfs::filesystem::NameMap;
 use imgfs::stack::{self, Writing};
 
 use super::provenance::Log;
@@ -36,10 +37,6 @@ pub struct MountOptions {
     pub overlay: Option<PathBuf>,
     /// `timeout=`: how long nobody has to ask for anything until it unmounts.
     pub timeout: Option<Duration>,
-    /// Permissions of files that have none on the medium.
-    pub mode: Option<u16>,
-    /// As `mode`, for directories.
-    pub dmode: Option<u16>,
     /// `hashes`: `user.hash.sha256` of every file, calculated when it is asked for.
     pub hashes: bool,
     /// `keyfile=`: files with keys of encrypted volumes.
@@ -228,8 +225,10 @@ pub const KNOWN: &[Known] = &[
     known("codepage", "N", "FAT: code page of short names (default 437)"),
     known("time_offset", "MINUTES", "FAT: minutes from UTC to the times on the disk"),
     known("tz", "UTC", "FAT: times on the disk are UTC"),
+    known("showexec", "", "FAT: only .EXE, .COM and .BAT may be run"),
     known("norock", "", "ISO 9660: ignore Rock Ridge"),
     known("nojoliet", "", "ISO 9660: ignore Joliet"),
+    known("map", "off|normal|acorn", "ISO 9660: plain names as recorded; in lower case; with Acorn's file types"),
     known("session", "N", "ISO 9660: this session, from 0, not the last"),
     known("sbsector", "N", "ISO 9660: the volume starts at this sector"),
     known("norecovery", "", "ext: show the state without its journal (also noload)"),
@@ -306,8 +305,10 @@ impl MountOptions {
             }
             "iocharset" if matches!(text, "utf8" | "utf-8" | "UTF-8") => {}
             "iocharset" => bail!("names are always shown in UTF-8; codepage= says what a FAT has on the disk"),
-            "mode" => self.mode = Some(octal(text)?),
-            "dmode" => self.dmode = Some(octal(text)?),
+            "mode" => self.stack.filesystem.mode = Some(octal(text)?),
+            "dmode" => self.stack.filesystem.dmode = Some(octal(text)?),
+            "showexec" => self.stack.filesystem.showexec = true,
+            "map" => self.stack.filesystem.map = name_map(text)?,
             "tree" => self.tree = Some(value.map(str::to_owned)),
             "symlinks" => self.symlinks = Some(symlinks(text)?),
             "owners" => self.owners = Some(true),
@@ -363,7 +364,7 @@ fn unknown(name: &str) -> anyhow::Error {
                 "refused: device files and set-user-id programs of an image never work through imgfs"
             );
         }
-        "showexec" | "map" | "quiet" | "check" | "conv" | "fat" | "shortname" | "errors" | "data" | "barrier" => {
+        "quiet" | "check" | "conv" | "fat" | "shortname" | "errors" | "data" | "barrier" => {
             return anyhow::anyhow!("a word of the kernel's own drivers that imgfs does not have; leave it out");
         }
         _ => {}
@@ -386,6 +387,16 @@ fn symlinks(text: &str) -> Result<SymlinkChoice> {
         "rewrite" => Ok(SymlinkChoice::Rewrite),
         "hide" => Ok(SymlinkChoice::Hide),
         _ => bail!("the words are asis, rewrite and hide"),
+    }
+}
+
+/// The words of the kernel's isofs, and its letters for them.
+fn name_map(text: &str) -> Result<NameMap> {
+    match text {
+        "off" | "o" => Ok(NameMap::Off),
+        "normal" | "n" => Ok(NameMap::Normal),
+        "acorn" | "a" => Ok(NameMap::Acorn),
+        _ => bail!("the words are off, normal and acorn"),
     }
 }
 

@@ -87,6 +87,7 @@ struct Fat {
     page: CodePage,
     /// Minutes that the volume's times are ahead of UTC.
     time_offset: i32,
+    options: Options,
     /// Chains by first cluster.
     chains: Cache<u32, Arc<Chain>>,
     /// Directories by first cluster, 0 for the root. Changed in place, under the state's write lock.
@@ -138,6 +139,7 @@ impl Fat {
             info,
             page,
             time_offset: options.time_offset,
+            options: options.clone(),
             chains: Cache::new(KEPT_CHAINS),
             directories: Cache::for_heavy(KEPT_DIRECTORIES, LARGE_DIRECTORY),
             claims: Mutex::new(claims),
@@ -387,7 +389,8 @@ impl FileSystem for Fat {
         let state = self.shared();
         if node == ROOT {
             let len = self.directory_chain(&state, 0).map_or(0, |chain| chain.len);
-            return Ok(Attributes { blocks: Some(len / 512), ..Attributes::new(Kind::Directory, len) });
+            let mode = self.options.permissions(Kind::Directory);
+            return Ok(Attributes { mode, blocks: Some(len / 512), ..Attributes::new(Kind::Directory, len) });
         }
         let entry = self.entry(&state, node)?;
         let chain = self.file_chain(&state, &entry, state.nodes.position(node));
@@ -396,9 +399,13 @@ impl FileSystem for Fat {
             true => (Kind::Directory, stored.unwrap_or(0)),
             false => (Kind::File, u64::from(entry.size)),
         };
+        let program = (self.options.showexec && kind == Kind::File).then(|| entry.is_program());
+        let permitted = if program == Some(false) { !0o111 } else { 0o7777 };
         let day = Stamp { date: entry.accessed, ..Stamp::default() };
         Ok(Attributes {
             blocks: stored.map(|len| len / 512),
+            mode: self.options.permissions(kind).map(|mode| mode & permitted),
+            program,
             read_only: entry.attributes & entry::READ_ONLY != 0,
             links: Some(u32::from(!state.orphans.contains_key(&node))),
             accessed: day.to_utc(self.time_offset),

@@ -30,6 +30,7 @@ mod descriptor;
 mod directory;
 mod eltorito;
 mod file;
+mod map;
 mod medium;
 mod node;
 mod record;
@@ -125,6 +126,7 @@ struct Iso {
     set: DescriptorSet,
     name_space: NameSpace,
     protocol: Option<Protocol>,
+    options: Options,
     root: NodeId,
     /// Byte of the root directory's record of itself.
     root_self: u64,
@@ -178,6 +180,7 @@ impl Iso {
             set,
             name_space,
             protocol,
+            options: options.clone(),
             root,
             root_self,
             nodes: Cache::new(NODE_CACHE),

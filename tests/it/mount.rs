@@ -478,6 +478,64 @@ fn extended_attributes_come_through() {
 }
 
 #[test]
+fn showexec_lets_programs_of_dos_be_run_and_nothing_else() {
+    let scratch = crate::disks::Scratch::new();
+    let make = "mkfs.fat -C f.img 1440 > /dev/null; echo x > x; \
+        for name in RUN.EXE run.com AUTO.BAT 'long name.exe' data.txt exe; do mcopy -i f.img x \"::$name\"; done; mmd -i f.img ::DIR";
+    scratch.sh("dosfstools mtools", make);
+    let image = scratch.path("f.img");
+    let seen = |options: &str| {
+        let mounted = Mounted::new(&image, &["-o", options]);
+        let mode = |name| lstat(mounted.path("disk").join(name)).unwrap().mode() & 0o7777;
+        ["RUN.EXE", "run.com", "AUTO.BAT", "long name.exe", "data.txt", "exe", "DIR"].map(mode)
+    };
+    assert_eq!(seen("umask=022"), [0o755; 7]);
+    assert_eq!(seen("showexec,umask=022"), [0o755, 0o755, 0o755, 0o755, 0o644, 0o644, 0o755]);
+    assert_eq!(seen("showexec,mode=0751,dmode=0710"), [0o751, 0o751, 0o751, 0o751, 0o640, 0o640, 0o710]);
+    // The commands say the same.
+    let at = format!("{}:/disk", image.display());
+    let listed = ok(&["ls", "-l", "-o", "showexec", &at]);
+    let bits = |name: &str| listed.lines().find(|line| line.ends_with(name)).unwrap()[..4].to_owned();
+    assert_eq!((bits("RUN.EXE"), bits("data.txt")), ("-rwx".to_owned(), "-rw-".to_owned()), "{listed}");
+    ok(&["cp", "-a", "-o", "showexec,mode=0640", &at, scratch.path("out").to_str().unwrap()]);
+    assert_eq!(lstat(scratch.path("out/data.txt")).unwrap().mode() & 0o777, 0o640);
+    ok(&["cp", "-r", "-o", "showexec", &format!("{at}/RUN.EXE"), scratch.path("run").to_str().unwrap()]);
+    assert_eq!(lstat(scratch.path("run")).unwrap().mode() & 0o100, 0o100);
+}
+
+#[test]
+fn names_of_plain_discs_are_mapped_as_the_kernel_maps_them() {
+    let scratch = crate::disks::Scratch::new();
+    scratch
+        .sh("coreutils", "mkdir -p tree/sub; echo x | tee tree/readme.txt tree/makefile tree/sub/inner.c > /dev/null");
+    scratch.sh(
+        "genisoimage",
+        "genisoimage -quiet -o plain.iso tree 2> /dev/null; genisoimage -quiet -r -o rock.iso tree 2> /dev/null",
+    );
+    let image = scratch.path("plain.iso");
+    let seen = |options: &[&str]| {
+        let mounted = Mounted::new(&image, options);
+        names(&mounted.path("disk"))
+    };
+    assert_eq!(seen(&[]), ["MAKEFILE", "README.TXT", "SUB"]);
+    assert_eq!(seen(&["-o", "map=normal"]), ["makefile", "readme.txt", "sub"]);
+    assert_eq!(seen(&["-o", "map=a"]), ["makefile", "readme.txt", "sub"]);
+    // As isoinfo lists what is recorded.
+    let recorded =
+        scratch.sh("genisoimage", "isoinfo -f -i plain.iso | grep -c -e '/MAKEFILE.;1$' -e '/README.TXT;1$'");
+    assert_eq!(recorded.trim(), "2");
+    assert_eq!(seen(&["-o", "map=off"]), ["MAKEFILE.;1", "README.TXT;1", "SUB"]);
+    // Names of the world outside stay what they are, and the commands map as mounts do.
+    let rock = format!("{}:/disk", scratch.path("rock.iso").display());
+    assert_eq!(ok(&["ls", "-o", "map=off", &rock]), "makefile\nreadme.txt\nsub\n");
+    let plain = format!("{}:/disk/sub/inner.c", image.display());
+    assert_eq!(ok(&["cat", "-o", "map=normal", &plain]), "x\n");
+    let modes = Mounted::new(&image, &["-o", "mode=0640,dmode=0711"]);
+    let mode = |name| lstat(modes.path(name)).unwrap().mode() & 0o7777;
+    assert_eq!((mode("disk/README.TXT"), mode("disk/SUB")), (0o640, 0o711));
+}
+
+#[test]
 fn nodes_of_every_kind_are_what_they_are() {
     let scratch = Scratch::new();
     for name in ["filesystem/ext/ext2.img", "filesystem/ext/ext4.img", "filesystem/iso9660/rockridge.iso"] {

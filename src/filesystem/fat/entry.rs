@@ -74,6 +74,11 @@ impl Entry {
         self.attributes & DIRECTORY != 0
     }
 
+    /// Whether DOS runs it: by the extension of its short name, as the kernel's `showexec` has it.
+    pub fn is_program(&self) -> bool {
+        matches!(self.short, [.., b'E', b'X', b'E'] | [.., b'C', b'O', b'M'] | [.., b'B', b'A', b'T'])
+    }
+
     /// The slot's bytes.
     pub fn to_bytes(self, width: Width) -> [u8; SLOT] {
         let [c0, c1, c2, c3] = self.cluster.to_le_bytes();

@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::hash::BuildHasher;
 use std::ops::ControlFlow;
 
+use super::map;
 use super::medium::SECTOR;
 use super::node::kind_of;
 use super::record::DirectoryRecord;
@@ -268,6 +269,11 @@ impl Iso {
             record.name.into()
         };
         // Version 1 and, in a plain tree, an empty extension are the rule, and say nothing.
+        if self.name_space != NameSpace::Joliet
+            && let Some(mapped) = map::mapped(self.options.map, record)
+        {
+            return mapped;
+        }
         let plain = name.strip_suffix(b";1").filter(|rest| !rest.is_empty()).unwrap_or(&name);
         let has_dot = self.name_space == NameSpace::Plain || self.name_space == NameSpace::RockRidge;
         let without = plain.strip_suffix(b".").filter(|rest| has_dot && !rest.is_empty());

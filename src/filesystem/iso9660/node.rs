@@ -127,6 +127,9 @@ impl Iso {
     ) -> Attributes {
         let recorded = time::short(record.time);
         let mut attributes = Attributes { modified: recorded, read_only: true, ..Attributes::new(kind, size) };
+        if let Some(given) = self.options.permissions(kind) {
+            (attributes.mode, attributes.read_only) = (Some(given), false);
+        }
         let Some(rock_ridge) = rock_ridge else { return attributes };
         if let Some(posix) = rock_ridge.posix {
             attributes.read_only = false;
