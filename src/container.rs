@@ -56,6 +56,7 @@ mod vmdk;
 mod xz;
 mod zst;
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::Metadata;
@@ -63,11 +64,12 @@ use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use crate::cache::lock;
 use crate::check::{Check, MAX_FAULTS};
 use crate::device::file::HostFile;
 use crate::device::mapped::{Mapped, RunList};
@@ -103,6 +105,23 @@ pub struct Options {
     pub references: Vec<PathBuf>,
     /// Wrappers taken off so far, 0 for a caller: a file can be made to hold itself.
     pub wrappers: u32,
+    /// Where the files are noted that are opened.
+    pub files: Files,
+}
+
+/// The host files that an image is made of: itself, and what it was found to refer to so far.
+#[derive(Debug, Clone, Default)]
+pub struct Files(Arc<Mutex<BTreeSet<PathBuf>>>);
+
+impl Files {
+    fn add(&self, path: &Path) {
+        lock(&self.0).insert(path.to_owned());
+    }
+
+    /// Their paths, in order.
+    pub fn all(&self) -> Vec<PathBuf> {
+        lock(&self.0).iter().cloned().collect()
+    }
 }
 
 /// The folder for indexes and spools, made if need be; `None` when there is no home, or no way to make it.
@@ -395,6 +414,7 @@ impl Folder<'_> {
         let folder = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::PATH;
         let folder = rustix::fs::open(&found.folder, folder, Mode::empty()).map_err(io)?;
         let file = open_beneath(&folder, &found.within).map_err(io)?;
+        self.options.files.add(&path);
         Ok(Arc::new(HostFile::from_file(file.into(), path.display().to_string())?))
     }
 }
@@ -510,6 +530,7 @@ pub fn open(path: &Path, options: &Options) -> Result<Opened> {
     let described = DESCRIPTIONS.iter().map(|name| path.join(name)).find(|path| path.is_file());
     let path = described.as_deref().unwrap_or(path);
     let device: Device = Arc::new(HostFile::open(path)?);
+    options.files.add(path);
     let map = match &options.map {
         Some(map) => Some((map.clone(), Arc::new(HostFile::open(map)?) as Device)),
         None => None,
@@ -519,6 +540,9 @@ pub fn open(path: &Path, options: &Options) -> Result<Opened> {
         return Err(Error::unsupported(opened.format, "a choice of disks: it holds one"));
     }
     opened.add("file size", format!("{} bytes", device.size()));
+    if device.size() == 0 {
+        opened.notes.push("the image is empty (0 bytes)".to_owned());
+    }
     if let Some(metadata) = device.host_file().and_then(|span| span.file.metadata().ok()).filter(Metadata::is_file) {
         // The unit of st_blocks is 512 bytes on every file system.
         opened.add("room on the host", format!("{} bytes", metadata.blocks().saturating_mul(512)));

@@ -15,7 +15,7 @@ const MAX_LEVELS: usize = 16;
 
 /// A digest that someone wrote down.
 pub struct Stored {
-    /// What it is: `SHA256 of the file`.
+    /// What it is: `SHA256`.
     pub what: String,
     /// The list.
     pub list: String,
@@ -86,7 +86,7 @@ fn read(list: &Path, kind: Kind, is_image: &dyn Fn(&[u8]) -> bool) -> Vec<Stored
     let shown = list.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let stored = |digest: Result<(Algorithm, Vec<u8>), String>| {
         let name = digest.as_ref().map_or_else(|_| "digest".to_owned(), |(known, _)| known.name().to_uppercase());
-        Stored { what: format!("{name} of the file"), list: shown.clone(), digest }
+        Stored { what: name, list: shown.clone(), digest }
     };
     let text = match contents(list) {
         Ok(text) => text,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use imgfs::check::{Check, Proof};
+use imgfs::container::Files;
 use imgfs::device::file::HostFile;
 use imgfs::device::{BlockDevice, Device};
 use imgfs::digest::{Algorithm, hex};
@@ -23,7 +24,7 @@ use serde_json::json;
 use super::hashing::{self, Wanted};
 use super::sums::{self, Stored};
 use super::target::{ImageArgs, Target};
-use super::{Outcome, document, progress, sentence};
+use super::{Outcome, document, key, progress, sentence};
 
 #[derive(clap::Args)]
 #[command(after_help = "Exit status: 0 all verified, 1 a mismatch, 2 nothing to verify against or not readable.")]
@@ -162,8 +163,10 @@ fn lines(args: &Args, bar: &ProgressBar) -> Result<Vec<Line>> {
         sandbox.read(&bag);
     }
     sandbox.enter()?;
-    let mut lines = against_lists(&target.image, bar)?;
-    let image = match target.open(&args.image) {
+    let mut lines = if target.image.is_dir() { Vec::new() } else { against_lists(&target.image, None, bar)? };
+    let options = args.image.parse(key::attended())?;
+    let files = options.stack.container.files.clone();
+    let image = match target.open_with(options) {
         Ok(image) => image,
         Err(error) => {
             let verdict = match error.downcast_ref::<Error>() {
@@ -174,6 +177,7 @@ fn lines(args: &Args, bar: &ProgressBar) -> Result<Vec<Line>> {
                 return Err(error);
             }
             lines.push(Line { what: "container".to_owned(), place: target.image.display().to_string(), verdict });
+            lines.extend(pieces(&target.image, &files, bar)?);
             return Ok(lines);
         }
     };
@@ -190,16 +194,31 @@ fn lines(args: &Args, bar: &ProgressBar) -> Result<Vec<Line>> {
             Tree::Encrypted(_) | Tree::Unknown | Tree::Structural => {}
         }
     }
+    // Now all of it was read that is ever opened.
+    lines.extend(pieces(&target.image, &files, bar)?);
     Ok(lines)
 }
 
-/// Digests that someone wrote down beside the image.
-fn against_lists(image: &Path, bar: &ProgressBar) -> Result<Vec<Line>> {
-    if image.is_dir() {
-        return Ok(Vec::new());
+/// What lists say of the other files that the image is made of: segments, extents, parents.
+fn pieces(image: &Path, files: &Files, bar: &ProgressBar) -> Result<Vec<Line>> {
+    let absolute = |path: &Path| std::path::absolute(path);
+    let mut known = vec![absolute(image)?];
+    let mut lines = Vec::new();
+    for file in files.all() {
+        let place = absolute(&file)?;
+        if !known.contains(&place) {
+            let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            lines.extend(against_lists(&file, Some(&name), bar)?);
+            known.push(place);
+        }
     }
-    let host = HostFile::open(image)?;
-    let stored = sums::beside(image)?;
+    Ok(lines)
+}
+
+/// Digests that someone wrote down beside a file: the image itself, or another of its pieces, by name.
+fn against_lists(file: &Path, piece: Option<&str>, bar: &ProgressBar) -> Result<Vec<Line>> {
+    let host = HostFile::open(file)?;
+    let stored = sums::beside(file)?;
     let mut algorithms: Vec<Algorithm> = stored.iter().filter_map(|one| Some(one.digest.as_ref().ok()?.0)).collect();
     algorithms.sort_unstable();
     algorithms.dedup();
@@ -220,7 +239,10 @@ fn against_lists(image: &Path, bar: &ProgressBar) -> Result<Vec<Line>> {
             }
         }
     };
-    let line = |one: &Stored| Line { what: one.what.clone(), place: one.list.clone(), verdict: verdict(one) };
+    let line = |one: &Stored| {
+        let what = format!("{} of {}", one.what, piece.unwrap_or("the file"));
+        Line { what, place: one.list.clone(), verdict: verdict(one) }
+    };
     Ok(stored.iter().map(line).collect())
 }
 

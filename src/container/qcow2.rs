@@ -48,7 +48,7 @@ fn probe(device: &dyn BlockDevice, _: &dyn Companions) -> Result<bool> {
 
 fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<Opened> {
     let header = Header::read(file.as_ref())?;
-    let snapshots = snapshot::read_all(file.as_ref(), &header)?;
+    let (snapshots, _) = snapshot::read_all(file.as_ref(), &header)?;
     let (l1, size) = match &options.snapshot {
         None => (header.l1, header.size),
         Some(wanted) => {

@@ -125,6 +125,52 @@ fn verify_compares_with_lists_of_digests_beside_the_image() {
 }
 
 #[test]
+fn verify_compares_every_file_of_a_set_with_the_lists() {
+    let scratch = Scratch::new();
+    scratch.write("d.raw", &disk(4 * MIB));
+    scratch.sh("ewf-tools", "mkdir e01; ewfacquire -u -q -f encase6 -c none -S 1048576 -t e01/e d.raw > /dev/null");
+    scratch.sh("coreutils", "mkdir split; split -b 1M -d -a 3 --numeric-suffixes=1 d.raw split/d.");
+    let make = "mkdir vmdk; qemu-img convert -O vmdk -o subformat=monolithicFlat d.raw vmdk/d.vmdk";
+    scratch.sh("qemu-utils", make);
+    let make = "mkdir chain; cp d.raw chain/; cd chain; qemu-img create -q -f qcow2 -b d.raw -F raw d.qcow2";
+    scratch.sh("qemu-utils", make);
+    // The name of the image, and of another piece, where one byte of contents lies.
+    for (folder, image, piece, count) in [
+        ("e01", "e.E01", "e.E03", 5),
+        ("split", "d.001", "d.004", 4),
+        ("vmdk", "d.vmdk", "d-flat.vmdk", 2),
+        ("chain", "d.qcow2", "d.raw", 2),
+    ] {
+        scratch.sh("coreutils", &format!("cd {folder}; sha256sum * > ../list; mv ../list SHA256SUMS"));
+        let path = scratch.path(&format!("{folder}/{image}"));
+        let listed = |out: &str| out.lines().filter(|line| line.starts_with("ok        SHA256SUMS: ")).count();
+        let said = verified(&path, 0);
+        assert_eq!(listed(&said.out), count, "{}", said.out);
+        assert!(said.out.contains(&format!("SHA256SUMS: SHA256 of {piece}\n")), "{}", said.out);
+        // Named otherwise, it is the same file: nothing is compared twice.
+        let plain = said_in(&scratch.path(folder), &["verify", image]);
+        assert_eq!((plain.code, listed(&plain.out)), (Some(0), count), "{}", plain.out);
+        let damaged = scratch.path(&format!("{folder}/{piece}"));
+        flip(&damaged, 100_000);
+        let said = verified(&path, 1);
+        let failed = format!("FAILED    SHA256SUMS: SHA256 of {piece}: it is ");
+        assert!(said.out.contains(&failed) && listed(&said.out) == count - 1, "{}", said.out);
+        flip(&damaged, 100_000);
+    }
+    // The extents of a bag.
+    scratch
+        .sh("coreutils", "mkdir -p bag/data; mv vmdk/d*.vmdk bag/data; cd bag; sha256sum data/* > manifest-sha256.txt");
+    scratch.write("bag/bagit.txt", b"BagIt-Version: 1.0\nTag-File-Character-Encoding: UTF-8\n");
+    let said = verified(&scratch.path("bag/data/d.vmdk"), 0);
+    assert!(said.out.contains("ok        manifest-sha256.txt: SHA256 of d-flat.vmdk\n"), "{}", said.out);
+}
+
+/// What a run in a folder says.
+fn said_in(folder: &Path, args: &[&str]) -> Said {
+    said(imgfs().current_dir(folder).args(args).output().unwrap())
+}
+
+#[test]
 fn verify_compares_with_the_manifest_of_a_bag() {
     let scratch = Scratch::new();
     scratch.sh("coreutils", "mkdir -p bag/data/disks");
@@ -159,6 +205,68 @@ fn verify_compares_what_containers_keep_of_themselves() {
     let refcounts = u64::from_be_bytes(image[48..56].try_into().unwrap()) as usize;
     let stored = (0..512).step_by(8).find(|at| image[l2 + at..l2 + at + 8] != [0; 8]).unwrap();
     flipped(&scratch.path("d.qcow2"), "reference counts", &[l2 + stored + 3, l2 + stored + 5, refcounts + 5]);
+}
+
+#[test]
+fn reference_counts_are_judged_as_qemu_judges_them() {
+    let scratch = Scratch::new();
+    scratch.write("d.raw", &disk(2 * MIB));
+    let make = "qemu-img convert -O qcow2 -o cluster_size=4k,refcount_bits=16 d.raw plain.qcow2
+        qemu-img convert -c -O qcow2 -o cluster_size=4k d.raw packed.qcow2
+        for name in plain packed; do
+            cp $name.qcow2 $name-snapshots.qcow2; image=$name-snapshots.qcow2
+            qemu-img snapshot -c one $image
+            qemu-io -c 'write -P 7 64k 40k' -c 'write -z 512k 64k' $image > /dev/null
+            qemu-img snapshot -c two $image
+            qemu-io -c 'write -P 8 96k 8k' -c 'discard 1M 64k' $image > /dev/null
+        done
+        qemu-img convert -O qcow2 -o cluster_size=64k,extended_l2=on d.raw sub.qcow2
+        qemu-img snapshot -c one sub.qcow2; qemu-io -c 'write -P 7 8k 2k' sub.qcow2 > /dev/null
+        qemu-img create -q -f qcow2 -b d.raw -F raw small.qcow2; qemu-io -c 'write 1M 4k' small.qcow2 > /dev/null";
+    scratch.sh("qemu-utils", make);
+    let mut verdicts = BTreeMap::new();
+    for name in ["plain", "packed", "plain-snapshots", "packed-snapshots", "sub", "small"] {
+        let image = scratch.path(&format!("{name}.qcow2"));
+        verified(&image, 0);
+        let bytes = std::fs::read(&image).unwrap();
+        let be64 = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) as usize & !0x1ff;
+        let cluster = 1usize << bytes[23];
+        let mut places = Vec::new();
+        let table = be64(48);
+        for block in (table..table + cluster).step_by(8).map(be64).filter(|block| *block > 0) {
+            // Some of them, and all of the first ones, which count tables.
+            let used = (block..block + cluster).step_by(2).filter(|at| bytes[*at..*at + 2] != [0, 0]);
+            places.extend(used.enumerate().filter(|(n, _)| *n < 12 || n % 61 == 0).map(|(_, at)| (at + 1, [-1, 1])));
+        }
+        // Entries of tables: of the disk, and of a snapshot, whose own table comes first in the list.
+        let (l1, snapshots) = (be64(40), be64(64));
+        let tables = [Some(l1), (snapshots > 0).then(|| be64(snapshots))];
+        for l1 in tables.into_iter().flatten() {
+            let l2 = (l1..).step_by(8).map(be64).find(|at| *at > 0).unwrap() & 0x00ff_ffff_ffff_ffff;
+            places.extend([(l1, [-128, 0]), (l2, [-128, 0])]);
+            places.extend((0..600).step_by(128).map(|at| (l2 + at + 5, [16, 32])));
+        }
+        for (at, changes) in places {
+            for change in changes.into_iter().filter(|change| *change != 0) {
+                let mut damaged = bytes.clone();
+                damaged[at] = damaged[at].wrapping_add_signed(change);
+                let copy = scratch.write("copy.qcow2", &damaged);
+                let theirs =
+                    scratch.sh("qemu-utils", "code=0; qemu-img check -q copy.qcow2 > said 2>&1 || code=$?; echo $code");
+                let said = run(&["verify", text(&copy)]);
+                // 2: errors; 3: leaks alone.
+                let expected = Some(i32::from(theirs.trim() == "2"));
+                let why = std::fs::read_to_string(scratch.path("said")).unwrap();
+                assert_eq!(
+                    said.code, expected,
+                    "{name}, byte {at} {change:+}: {theirs} {why} {}{}",
+                    said.out, said.err
+                );
+                *verdicts.entry(theirs).or_insert(0) += 1;
+            }
+        }
+    }
+    assert!(verdicts.len() == 3 && verdicts.values().all(|count| *count > 10), "{verdicts:?}");
 }
 
 #[test]
@@ -412,6 +520,36 @@ fn dfxml_is_well_formed_whatever_the_names_are() {
 }
 
 #[test]
+fn dfxml_is_valid_for_every_file_system_and_every_kind_of_file() {
+    let scratch = Scratch::new();
+    scratch.write("dfxml.rng", include_bytes!("../dfxml.rng"));
+    let tree = "mkdir -p tree/sub; cd tree; seq 1 100000 > numbers; truncate -s 3M hole; seq 1 9 >> hole; touch empty; \
+        ln -s sub link; ln numbers hard; mkfifo pipe; mknod char c 1 3; mknod block b 7 0; \
+        python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"socket\")'; \
+        touch 'a<b>&\"c' $'bad\\xff\\x01\\nname' ümlaut ' -- ' $'\\xef\\xbf\\xbf' sub/{1..50}; \
+        touch -d '0001-01-01' old; touch -d '2200-01-01' new; touch -d '1905-01-01' early";
+    scratch.sh("coreutils python3", tree);
+    scratch.sh("e2fsprogs", "mke2fs -q -F -t ext4 -I 256 -O inline_data -d tree ext4.img 8M");
+    scratch.sh("e2fsprogs", "mke2fs -q -F -t ext2 -b 1024 -d tree ext2.img 8M");
+    scratch.sh("xorriso", "xorriso -as mkisofs -quiet -J -r -o rock.iso tree 2> /dev/null");
+    scratch.sh("genisoimage", "genisoimage -quiet -o plain.iso tree/sub 2> /dev/null");
+    let fat = "mkfs.fat -C -F 16 fat.img 20000 > /dev/null; mcopy -s -i fat.img tree/numbers tree/sub tree/ümlaut ::";
+    scratch.sh("dosfstools mtools", fat);
+    // A file that cannot be read: its contents lead out of the disk.
+    scratch.sh("coreutils", "cp fat.img damaged.img; truncate -s 300000 damaged.img");
+    testimage("demo.img", &scratch.path(""));
+    scratch.write("empty.raw", &[0; 4096]);
+    for name in ["ext4.img", "ext2.img", "rock.iso", "plain.iso", "fat.img", "damaged.img", "demo.img", "empty.raw"] {
+        let said = run(&["manifest", "--format", "dfxml", "-a", "md5,sha1,sha256", text(&scratch.path(name))]);
+        assert_eq!(said.code, Some(i32::from(name == "damaged.img")), "{name}: {}", said.err);
+        scratch.write("out.xml", said.out.as_bytes());
+        scratch.sh("libxml2-utils", "xmllint --noout --relaxng dfxml.rng out.xml 2> said || { head said >&2; false; }");
+        let objects = said.out.matches("<fileobject>").count();
+        assert!(objects >= 3 || name == "empty.raw", "{name}: {objects} objects");
+    }
+}
+
+#[test]
 fn body_files_are_those_of_fls_and_mactime_reads_them() {
     let scratch = Scratch::new();
     let image = demo(&scratch);
@@ -479,36 +617,6 @@ fn manifests_have_the_digests_that_are_asked_for() {
     ] {
         let said = run(&[&["manifest"][..], &args, &[text(&image)]].concat());
         assert!(said.code == Some(1) && said.err.contains(words), "{}", said.err);
-    }
-}
-
-#[test]
-fn dfxml_is_valid_for_every_file_system_and_every_kind_of_file() {
-    let scratch = Scratch::new();
-    scratch.write("dfxml.rng", include_bytes!("../dfxml.rng"));
-    let tree = "mkdir -p tree/sub; cd tree; seq 1 100000 > numbers; truncate -s 3M hole; seq 1 9 >> hole; touch empty; \
-        ln -s sub link; ln numbers hard; mkfifo pipe; mknod char c 1 3; mknod block b 7 0; \
-        python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"socket\")'; \
-        touch 'a<b>&\"c' $'bad\\xff\\x01\\nname' ümlaut ' -- ' $'\\xef\\xbf\\xbf' sub/{1..50}; \
-        touch -d '0001-01-01' old; touch -d '2200-01-01' new; touch -d '1905-01-01' early";
-    scratch.sh("coreutils python3", tree);
-    scratch.sh("e2fsprogs", "mke2fs -q -F -t ext4 -I 256 -O inline_data -d tree ext4.img 8M");
-    scratch.sh("e2fsprogs", "mke2fs -q -F -t ext2 -b 1024 -d tree ext2.img 8M");
-    scratch.sh("xorriso", "xorriso -as mkisofs -quiet -J -r -o rock.iso tree 2> /dev/null");
-    scratch.sh("genisoimage", "genisoimage -quiet -o plain.iso tree/sub 2> /dev/null");
-    let fat = "mkfs.fat -C -F 16 fat.img 20000 > /dev/null; mcopy -s -i fat.img tree/numbers tree/sub tree/ümlaut ::";
-    scratch.sh("dosfstools mtools", fat);
-    // A file that cannot be read: its contents lead out of the disk.
-    scratch.sh("coreutils", "cp fat.img damaged.img; truncate -s 300000 damaged.img");
-    testimage("demo.img", &scratch.path(""));
-    scratch.write("empty.raw", &[0; 4096]);
-    for name in ["ext4.img", "ext2.img", "rock.iso", "plain.iso", "fat.img", "damaged.img", "demo.img", "empty.raw"] {
-        let said = run(&["manifest", "--format", "dfxml", "-a", "md5,sha1,sha256", text(&scratch.path(name))]);
-        assert_eq!(said.code, Some(i32::from(name == "damaged.img")), "{name}: {}", said.err);
-        scratch.write("out.xml", said.out.as_bytes());
-        scratch.sh("libxml2-utils", "xmllint --noout --relaxng dfxml.rng out.xml 2> said || { head said >&2; false; }");
-        let objects = said.out.matches("<fileobject>").count();
-        assert!(objects >= 3 || name == "empty.raw", "{name}: {objects} objects");
     }
 }
 

@@ -48,8 +48,8 @@ pub(super) fn find<'a>(snapshots: &'a [Snapshot], wanted: &str) -> Result<&'a Sn
     })
 }
 
-/// Section "Snapshots" of the specification.
-pub(super) fn read_all(device: &dyn BlockDevice, header: &Header) -> Result<Vec<Snapshot>> {
+/// Section "Snapshots" of the specification: all of them, and the length of their table.
+pub(super) fn read_all(device: &dyn BlockDevice, header: &Header) -> Result<(Vec<Snapshot>, u64)> {
     let mut at = header.snapshots_at;
     let corrupt = || Error::corrupt(FORMAT.name, "snapshot table", header.snapshots_at);
     if header.snapshots > MAX_SNAPSHOTS {
@@ -84,5 +84,5 @@ pub(super) fn read_all(device: &dyn BlockDevice, header: &Header) -> Result<Vec<
         });
         at = rest_at.saturating_add(len as u64).next_multiple_of(8);
     }
-    Ok(all)
+    Ok((all, at.saturating_sub(header.snapshots_at)))
 }
