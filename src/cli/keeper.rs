@@ -7,11 +7,13 @@
 //!   daemon (confined)        r, w   attach the mount point      keeper (not confined)
 //!     decodes, answers  ----------------------------------->      mounts, unmounts
 //!     the kernel           u, i     detach it; when it is idle    writes the file with the number
-//!                            a, p   readahead, process number     clears up at the end
+//!                         a, p, e   readahead, process number,   clears up at the end
+//!                                   the end
 //!                       <-----------------------------------
 //!                            0, or 1 with the reason; the connection to the kernel
 //! ```
-//! It ends with the daemon, however that ends.
+//! It ends with the daemon, however that ends. A daemon that was killed leaves a mount that answers
+//! nobody: then it is the keeper that detaches it.
 
 use std::io::{Error, IoSlice};
 use std::mem::MaybeUninit;
@@ -28,7 +30,8 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 
-use super::{Outcome, runtime, umount};
+use super::runtime::{self, Mounted};
+use super::{Outcome, umount};
 
 /// Its name among the commands: no image is likely to have it.
 pub const NAME: &str = "mount-keeper";
@@ -43,6 +46,7 @@ const DETACH: u8 = b'u';
 const UNMOUNT: u8 = b'i';
 const READ_AHEAD: u8 = b'a';
 const PROCESS_NUMBER: u8 = b'p';
+const END: u8 = b'e';
 
 /// What it is for: all that it will ever do.
 #[derive(clap::Args, Debug, Clone)]
@@ -78,13 +82,31 @@ pub fn run(args: &Args) -> Result<Outcome> {
     std::env::set_current_dir("/")?;
     let socket = std::io::stdin();
     let mut request = [0];
+    // The mount that the daemon has yet to take its leave of.
+    let mut attached = None;
     loop {
         match rustix::net::recv(&socket, &mut request, RecvFlags::empty()) {
             Err(rustix::io::Errno::INTR) => {}
-            Ok((1.., _)) => answer(socket.as_fd(), args.serve(request[0]))?,
+            Ok((1.., _)) => {
+                let result = args.serve(request[0]);
+                match request[0] {
+                    ATTACH_TO_READ | ATTACH_TO_WRITE if result.is_ok() => {
+                        attached = runtime::mounted_at(&args.mountpoint).unwrap_or(None);
+                    }
+                    END => attached = None,
+                    _ => {}
+                }
+                // A daemon that was killed waits for no answer.
+                if answer(socket.as_fd(), result).is_err() {
+                    break;
+                }
+            }
             // The daemon is gone.
             Ok(_) | Err(_) => break,
         }
+    }
+    if let Some(attached) = attached {
+        args.detach_dead(&attached);
     }
     args.clear_up();
     Ok(Outcome::Complete)
@@ -106,7 +128,18 @@ impl Args {
             UNMOUNT => umount::unmount(&self.mountpoint, false).map(|()| None).map_err(Error::other),
             READ_AHEAD => self.read_ahead().map(|()| None),
             PROCESS_NUMBER => self.write_number().map(|()| None),
+            END => Ok(None),
             _ => Err(std::io::ErrorKind::InvalidInput.into()),
+        }
+    }
+
+    /// Detaches what a daemon left that was killed. Somebody else may have done so already, and mounted
+    /// something new there, to which the kernel may even have given the same number: that answers.
+    fn detach_dead(&self, attached: &Mounted) {
+        let there = runtime::mounted_at(&self.mountpoint).unwrap_or(None);
+        if there.is_some_and(|there| there.device == attached.device && there.is_dead()) {
+            // Nobody is left to be told.
+            let _ = umount::unmount(&self.mountpoint, true);
         }
     }
 
@@ -241,6 +274,8 @@ impl Keeper {
 
     /// Lets it clear up, and waits for that.
     pub fn end(&self) {
+        // It may be gone.
+        let _ = self.ask(END);
         if let Some((socket, mut child)) = self.open.lock().unwrap_or_else(PoisonError::into_inner).take() {
             drop(socket);
             let _ = child.wait();

@@ -24,6 +24,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
             let get = |key: &str| said.get(key).cloned().unwrap_or(Value::Null);
             let mut row = json!({
                 "writable": mounted.writable,
+                "dead": is_dead(mounted, &said),
                 "uid": mounted.uid,
                 "user": mounted.uid.and_then(super::provenance::user_name),
                 "overlay": get("overlay"),
@@ -42,7 +43,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let mut out = std::io::stdout().lock();
     for (mounted, (row, overlay)) in mounts.iter().zip(&rows) {
         let shown = |path: &std::path::Path| printable(path.as_os_str().as_encoded_bytes());
+        let dead = row.get("dead") == Some(&Value::Bool(true));
         let how = match (mounted.writable, overlay.as_str()) {
+            _ if dead => format!("dead: its daemon is gone; `imgfs umount {}` clears it", shown(&mounted.mountpoint)),
             (false, _) => "read-only".to_owned(),
             (true, Some(overlay)) => format!("changes go to {}", printable(overlay.as_bytes())),
             (true, None) => "read and write".to_owned(),
@@ -54,4 +57,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
         writeln!(out, "{} on {}, by {user}, {how}", shown(&mounted.source), shown(&mounted.mountpoint))?;
     }
     Ok(Outcome::Complete)
+}
+
+/// A daemon that says something about itself lives. Others may be another user's, or of another version.
+fn is_dead(mounted: &runtime::Mounted, said: &Value) -> bool {
+    said.is_null() && mounted.is_dead()
 }

@@ -28,7 +28,7 @@ use super::keeper::{self, Keeper};
 use super::key;
 use super::options::{self, MountOptions, SymlinkChoice, WritingArgs};
 use super::provenance::{Log, Logger};
-use super::runtime::{self, Mark, Mounts};
+use super::runtime::{self, Mark, Mounted, Mounts};
 use super::target::{ImageArgs, Target};
 use super::{Outcome, cp, document, provenance, sentence};
 
@@ -118,7 +118,8 @@ fn mount(
     log: &Arc<Log>,
     kept: &OnceLock<Arc<Log>>,
 ) -> Result<Outcome> {
-    let mountpoint = args.mountpoint.canonicalize().with_context(|| explain_missing(&args.mountpoint))?;
+    let mountpoint = free_mountpoint(&args.mountpoint, &target.image)?;
+    ensure!(!is_empty(&target.image), "{}: {EMPTY}", target.image.display());
     let (new_overlay, scratch) = prepare_writing(options.stack.writing.as_mut())?;
     let keeper = Arc::new(Keeper::start(&keeper::Args {
         allow_other: options.allow_other,
@@ -126,7 +127,7 @@ fn mount(
         new_overlay,
         new_log: log.made(),
         scratch,
-        image: target.image.clone(),
+        image: std::path::absolute(&target.image)?,
         mountpoint: mountpoint.clone(),
     })?);
     let host = Host::open(&target.image, args.daemon)?;
@@ -136,6 +137,7 @@ fn mount(
     if args.commit {
         image.check_committable()?;
     }
+    ensure!(image.disk.size() > 0, "{}: {EMPTY}", target.image.display());
     report(&image);
     if let Some(Writing::Overlay(path, _)) = &options.stack.writing {
         eprintln!("imgfs: changes go to {}", printable(path.as_os_str().as_encoded_bytes()));
@@ -405,7 +407,12 @@ fn serve(
     });
     let (point, on_ready) = (mountpoint.to_owned(), keeper.clone());
     let ready = std::thread::spawn(move || {
-        let mark = json!({ "pid": std::process::id(), "image": image, "mountpoint": point, "overlay": overlay });
+        let mut mark = json!({ "pid": std::process::id(), "overlay": null });
+        for (key, path) in [("image", Some(&image)), ("mountpoint", Some(&point)), ("overlay", overlay.as_ref())] {
+            if let Some(path) = path {
+                document::name(&mut mark, key, path.as_os_str().as_encoded_bytes());
+            }
+        }
         announce(&point, &mounts, &format!("{mark}\n"), &on_ready, root, null).inspect_err(|_| {
             // Nobody was told of the mount: it goes, and the session ends with it.
             let _ = on_ready.detach();
@@ -517,8 +524,30 @@ fn announce(
     Ok(mark)
 }
 
-fn explain_missing(mountpoint: &Path) -> String {
-    format!("{} (the mount point has to be there: mkdir it)", mountpoint.display())
+/// What an image is without a byte.
+const EMPTY: &str = "the image is empty (0 bytes)";
+
+fn is_empty(image: &Path) -> bool {
+    std::fs::metadata(image).is_ok_and(|found| found.is_file() && found.len() == 0)
+}
+
+/// The mount point in full: one that is there, and where none of our mounts lies already.
+fn free_mountpoint(wanted: &Path, image: &Path) -> Result<PathBuf> {
+    let shown = wanted.display();
+    // Without a look at what may be mounted there.
+    if let Some(there) = runtime::mounted_at(&runtime::absolute(wanted)?)?.filter(Mounted::is_ours) {
+        ensure!(!there.is_dead(), "{shown}: a mount is there whose daemon is gone: `imgfs umount {shown}` clears it");
+        bail!("{shown}: {} is mounted there already: `imgfs umount {shown}` ends that", there.source.display());
+    }
+    let found = wanted.canonicalize().with_context(|| match wanted.symlink_metadata() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            format!("{shown} (the mount point has to be there: mkdir it)")
+        }
+        _ => shown.to_string(),
+    })?;
+    let swapped = image.is_dir() && !found.is_dir();
+    ensure!(!swapped, "{}: is a directory: the image comes first, then the mount point", image.display());
+    Ok(found)
 }
 
 /// What to do about a mount that the host refused.

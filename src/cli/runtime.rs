@@ -41,6 +41,12 @@ impl Mounted {
     pub fn is_ours(&self) -> bool {
         self.kind == "fuse.imgfs"
     }
+
+    /// Whether its daemon is gone: nothing in it can be reached any more.
+    pub fn is_dead(&self) -> bool {
+        // What the kernel cannot answer by itself. While the daemon ends, the question is aborted.
+        matches!(rustix::fs::statfs(&self.mountpoint), Err(Errno::NOTCONN | Errno::CONNABORTED))
+    }
 }
 
 /// The kernel's list of mounts, to be read at any later time.

@@ -283,6 +283,89 @@ fn signals_unmount_cleanly() {
     }
 }
 
+/// The process that a daemon has started.
+fn keeper_of(daemon: u32) -> u32 {
+    let parent = |pid: &u32| {
+        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        state.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)?.parse::<u32>().ok())
+    };
+    let mut processes =
+        std::fs::read_dir("/proc").unwrap().filter_map(|row| row.ok()?.file_name().to_str()?.parse().ok());
+    processes.find(|pid| parent(pid) == Some(daemon)).expect("the daemon has a keeper")
+}
+
+#[test]
+fn a_daemon_that_was_killed_leaves_no_mount_behind() {
+    let scratch = Scratch::new();
+    let image = demo(&scratch);
+    for options in [&[][..], &["-o", "rw"]] {
+        let mounted = Mounted::new(&image, options);
+        let in_use = File::open(mounted.path("disk.img")).unwrap();
+        let keeper = keeper_of(mounted.pid);
+        send(mounted.pid, Signal::KILL);
+        assert!(within(Duration::from_secs(10), || mount_of(&mounted.at).is_none()), "{options:?}: a dead mount stays");
+        assert_eq!(names(&mounted.at), [""; 0]);
+        assert!(ends(keeper), "the keeper stays");
+        assert!(!Path::new(&format!("{}.pid", mounted.at.display())).exists(), "the process number stays");
+        drop(in_use);
+        let again = Mounted::new(&image, options);
+        assert_eq!(std::fs::read_to_string(again.path("files/etc/hostname")).unwrap(), "demo\n");
+    }
+}
+
+#[test]
+fn without_its_keeper_a_mount_works_and_can_be_unmounted() {
+    let scratch = Scratch::new();
+    let image = demo(&scratch);
+    let mounted = Mounted::new(&image, &[]);
+    send(keeper_of(mounted.pid), Signal::KILL);
+    assert_eq!(std::fs::read_to_string(mounted.path("files/etc/hostname")).unwrap(), "demo\n");
+    assert_eq!(ok(&["umount", mounted.at.to_str().unwrap()]), "");
+    assert!(ends(mounted.pid));
+}
+
+#[test]
+fn a_dead_mount_is_said_to_be_dead_and_can_be_cleared() {
+    let scratch = Scratch::new();
+    let image = demo(&scratch);
+    let mounted = Mounted::new(&image, &[]);
+    let at = mounted.at.to_str().unwrap().to_owned();
+    send(keeper_of(mounted.pid), Signal::KILL);
+    send(mounted.pid, Signal::KILL);
+    assert!(ends(mounted.pid));
+    let listed = ok(&["list"]);
+    let row = listed.lines().find(|row| row.contains(&format!(" on {at}, "))).unwrap();
+    assert!(row.contains("dead: its daemon is gone; `imgfs umount "), "{row}");
+    let value: serde_json::Value = serde_json::from_str(&ok(&["list", "--json"])).unwrap();
+    let rows = value["mounts"].as_array().unwrap();
+    let row = rows.iter().find(|row| row["mountpoint"] == at.as_str()).unwrap();
+    assert_eq!((&row["dead"], &row["process"]), (&true.into(), &serde_json::Value::Null));
+    let refused = run(&[image.to_str().unwrap(), &at]);
+    let expected = format!("imgfs: {at}: a mount is there whose daemon is gone: `imgfs umount {at}` clears it\n");
+    assert_eq!((refused.code, refused.err), (Some(1), expected));
+    assert_eq!(ok(&["umount", &at]), "");
+    assert!(mount_of(&mounted.at).is_none());
+    let said = run(&["umount", &at]);
+    assert!(said.code == Some(1) && said.err.contains("nothing is mounted there"), "{}", said.err);
+}
+
+#[test]
+fn an_empty_image_is_said_to_be_empty_and_not_mounted() {
+    let scratch = Scratch::new();
+    let image = scratch.path("empty.img");
+    std::fs::write(&image, b"").unwrap();
+    let at = scratch.path("mnt");
+    std::fs::create_dir(&at).unwrap();
+    let (shown, at) = (image.to_str().unwrap(), at.to_str().unwrap());
+    for options in [&[][..], &["-o", "rw"], &["-o", "tree"]] {
+        let said = run(&[&[shown, at][..], options].concat());
+        assert_eq!((said.code, said.err), (Some(1), format!("imgfs: {shown}: the image is empty (0 bytes)\n")));
+    }
+    assert!(!scratch.path("empty.img.overlay.qcow2").exists());
+    let info = ok(&["info", shown]);
+    assert!(info.contains("the image is empty (0 bytes)"), "{info}");
+}
+
 #[test]
 fn in_the_foreground_it_stays_until_it_is_told_to_end() {
     let scratch = Scratch::new();
@@ -418,6 +501,64 @@ fn masks_take_bits_from_files_and_directories() {
 }
 
 #[test]
+fn showexec_lets_programs_of_dos_be_run_and_nothing_else() {
+    let scratch = crate::disks::Scratch::new();
+    let make = "mkfs.fat -C f.img 1440 > /dev/null; echo x > x; \
+        for name in RUN.EXE run.com AUTO.BAT 'long name.exe' data.txt exe; do mcopy -i f.img x \"::$name\"; done; mmd -i f.img ::DIR";
+    scratch.sh("dosfstools mtools", make);
+    let image = scratch.path("f.img");
+    let seen = |options: &str| {
+        let mounted = Mounted::new(&image, &["-o", options]);
+        let mode = |name| lstat(mounted.path("disk").join(name)).unwrap().mode() & 0o7777;
+        ["RUN.EXE", "run.com", "AUTO.BAT", "long name.exe", "data.txt", "exe", "DIR"].map(mode)
+    };
+    assert_eq!(seen("umask=022"), [0o755; 7]);
+    assert_eq!(seen("showexec,umask=022"), [0o755, 0o755, 0o755, 0o755, 0o644, 0o644, 0o755]);
+    assert_eq!(seen("showexec,mode=0751,dmode=0710"), [0o751, 0o751, 0o751, 0o751, 0o640, 0o640, 0o710]);
+    // The commands say the same.
+    let at = format!("{}:/disk", image.display());
+    let listed = ok(&["ls", "-l", "-o", "showexec", &at]);
+    let bits = |name: &str| listed.lines().find(|line| line.ends_with(name)).unwrap()[..4].to_owned();
+    assert_eq!((bits("RUN.EXE"), bits("data.txt")), ("-rwx".to_owned(), "-rw-".to_owned()), "{listed}");
+    ok(&["cp", "-a", "-o", "showexec,mode=0640", &at, scratch.path("out").to_str().unwrap()]);
+    assert_eq!(lstat(scratch.path("out/data.txt")).unwrap().mode() & 0o777, 0o640);
+    ok(&["cp", "-r", "-o", "showexec", &format!("{at}/RUN.EXE"), scratch.path("run").to_str().unwrap()]);
+    assert_eq!(lstat(scratch.path("run")).unwrap().mode() & 0o100, 0o100);
+}
+
+#[test]
+fn names_of_plain_discs_are_mapped_as_the_kernel_maps_them() {
+    let scratch = crate::disks::Scratch::new();
+    scratch
+        .sh("coreutils", "mkdir -p tree/sub; echo x | tee tree/readme.txt tree/makefile tree/sub/inner.c > /dev/null");
+    scratch.sh(
+        "genisoimage",
+        "genisoimage -quiet -o plain.iso tree 2> /dev/null; genisoimage -quiet -r -o rock.iso tree 2> /dev/null",
+    );
+    let image = scratch.path("plain.iso");
+    let seen = |options: &[&str]| {
+        let mounted = Mounted::new(&image, options);
+        names(&mounted.path("disk"))
+    };
+    assert_eq!(seen(&[]), ["MAKEFILE", "README.TXT", "SUB"]);
+    assert_eq!(seen(&["-o", "map=normal"]), ["makefile", "readme.txt", "sub"]);
+    assert_eq!(seen(&["-o", "map=a"]), ["makefile", "readme.txt", "sub"]);
+    // As isoinfo lists what is recorded.
+    let recorded =
+        scratch.sh("genisoimage", "isoinfo -f -i plain.iso | grep -c -e '/MAKEFILE.;1$' -e '/README.TXT;1$'");
+    assert_eq!(recorded.trim(), "2");
+    assert_eq!(seen(&["-o", "map=off"]), ["MAKEFILE.;1", "README.TXT;1", "SUB"]);
+    // Names of the world outside stay what they are, and the commands map as mounts do.
+    let rock = format!("{}:/disk", scratch.path("rock.iso").display());
+    assert_eq!(ok(&["ls", "-o", "map=off", &rock]), "makefile\nreadme.txt\nsub\n");
+    let plain = format!("{}:/disk/sub/inner.c", image.display());
+    assert_eq!(ok(&["cat", "-o", "map=normal", &plain]), "x\n");
+    let modes = Mounted::new(&image, &["-o", "mode=0640,dmode=0711"]);
+    let mode = |name| lstat(modes.path(name)).unwrap().mode() & 0o7777;
+    assert_eq!((mode("disk/README.TXT"), mode("disk/SUB")), (0o640, 0o711));
+}
+
+#[test]
 fn statfs_shows_the_totals_of_the_volume() {
     let scratch = Scratch::new();
     let image = demo(&scratch);
@@ -475,64 +616,6 @@ fn extended_attributes_come_through() {
     assert_eq!(xattr_names(&name), ["user.fat.attributes", "user.fat.shortname"].map(str::to_owned).into());
     assert_eq!(xattr(&name, "user.fat.shortname").unwrap(), b"ALONGN~1.TEX");
     assert!(String::from_utf8(xattr(&name, "user.fat.attributes").unwrap()).unwrap().starts_with("0x20"));
-}
-
-#[test]
-fn showexec_lets_programs_of_dos_be_run_and_nothing_else() {
-    let scratch = crate::disks::Scratch::new();
-    let make = "mkfs.fat -C f.img 1440 > /dev/null; echo x > x; \
-        for name in RUN.EXE run.com AUTO.BAT 'long name.exe' data.txt exe; do mcopy -i f.img x \"::$name\"; done; mmd -i f.img ::DIR";
-    scratch.sh("dosfstools mtools", make);
-    let image = scratch.path("f.img");
-    let seen = |options: &str| {
-        let mounted = Mounted::new(&image, &["-o", options]);
-        let mode = |name| lstat(mounted.path("disk").join(name)).unwrap().mode() & 0o7777;
-        ["RUN.EXE", "run.com", "AUTO.BAT", "long name.exe", "data.txt", "exe", "DIR"].map(mode)
-    };
-    assert_eq!(seen("umask=022"), [0o755; 7]);
-    assert_eq!(seen("showexec,umask=022"), [0o755, 0o755, 0o755, 0o755, 0o644, 0o644, 0o755]);
-    assert_eq!(seen("showexec,mode=0751,dmode=0710"), [0o751, 0o751, 0o751, 0o751, 0o640, 0o640, 0o710]);
-    // The commands say the same.
-    let at = format!("{}:/disk", image.display());
-    let listed = ok(&["ls", "-l", "-o", "showexec", &at]);
-    let bits = |name: &str| listed.lines().find(|line| line.ends_with(name)).unwrap()[..4].to_owned();
-    assert_eq!((bits("RUN.EXE"), bits("data.txt")), ("-rwx".to_owned(), "-rw-".to_owned()), "{listed}");
-    ok(&["cp", "-a", "-o", "showexec,mode=0640", &at, scratch.path("out").to_str().unwrap()]);
-    assert_eq!(lstat(scratch.path("out/data.txt")).unwrap().mode() & 0o777, 0o640);
-    ok(&["cp", "-r", "-o", "showexec", &format!("{at}/RUN.EXE"), scratch.path("run").to_str().unwrap()]);
-    assert_eq!(lstat(scratch.path("run")).unwrap().mode() & 0o100, 0o100);
-}
-
-#[test]
-fn names_of_plain_discs_are_mapped_as_the_kernel_maps_them() {
-    let scratch = crate::disks::Scratch::new();
-    scratch
-        .sh("coreutils", "mkdir -p tree/sub; echo x | tee tree/readme.txt tree/makefile tree/sub/inner.c > /dev/null");
-    scratch.sh(
-        "genisoimage",
-        "genisoimage -quiet -o plain.iso tree 2> /dev/null; genisoimage -quiet -r -o rock.iso tree 2> /dev/null",
-    );
-    let image = scratch.path("plain.iso");
-    let seen = |options: &[&str]| {
-        let mounted = Mounted::new(&image, options);
-        names(&mounted.path("disk"))
-    };
-    assert_eq!(seen(&[]), ["MAKEFILE", "README.TXT", "SUB"]);
-    assert_eq!(seen(&["-o", "map=normal"]), ["makefile", "readme.txt", "sub"]);
-    assert_eq!(seen(&["-o", "map=a"]), ["makefile", "readme.txt", "sub"]);
-    // As isoinfo lists what is recorded.
-    let recorded =
-        scratch.sh("genisoimage", "isoinfo -f -i plain.iso | grep -c -e '/MAKEFILE.;1$' -e '/README.TXT;1$'");
-    assert_eq!(recorded.trim(), "2");
-    assert_eq!(seen(&["-o", "map=off"]), ["MAKEFILE.;1", "README.TXT;1", "SUB"]);
-    // Names of the world outside stay what they are, and the commands map as mounts do.
-    let rock = format!("{}:/disk", scratch.path("rock.iso").display());
-    assert_eq!(ok(&["ls", "-o", "map=off", &rock]), "makefile\nreadme.txt\nsub\n");
-    let plain = format!("{}:/disk/sub/inner.c", image.display());
-    assert_eq!(ok(&["cat", "-o", "map=normal", &plain]), "x\n");
-    let modes = Mounted::new(&image, &["-o", "mode=0640,dmode=0711"]);
-    let mode = |name| lstat(modes.path(name)).unwrap().mode() & 0o7777;
-    assert_eq!((mode("disk/README.TXT"), mode("disk/SUB")), (0o640, 0o711));
 }
 
 #[test]
