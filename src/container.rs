@@ -36,6 +36,7 @@ mod imz;
 mod mds;
 mod msa;
 mod nrg;
+mod ntfsclone;
 mod parallels;
 mod partclone;
 mod qcow;
@@ -235,6 +236,7 @@ pub const FORMATS: &[ContainerFormat] = &[
     mds::FORMAT,
     ccd::FORMAT,
     partclone::FORMAT,
+    ntfsclone::FORMAT,
     imd::FORMAT,
     dsk::FORMAT,
     twoimg::FORMAT,

@@ -9,11 +9,11 @@
 //!   sda1.ext4-ptcl-img.gz.aa, .ab ...        partclone, packed, in pieces;  sda3.dd-img.aa: all bytes
 //! ```
 //!
-//! Supported: partclone and dd images, plain or packed with gz, zst, xz or bz2, in pieces or not; GPT and
+//! Supported: images of partclone, ntfsclone and dd, plain or packed with gz, zst, xz or bz2, in pieces or not; GPT and
 //! MBR with logical partitions (extended boot records past the first were not saved, and are made anew).
 //! Swap reads as zeros; a partition that was not saved, or whose image cannot be opened, is an error
 //! where it is read.
-//! Not supported: images of ntfsclone, partimage and of logical volumes; lzo, lz4, lrzip and lzip.
+//! Not supported: images of partimage and of logical volumes; lzo, lz4, lrzip and lzip.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -200,15 +200,22 @@ impl Folder<'_> {
     fn open_image(&self, name: &str) -> Result<Opened> {
         let unsupported = |what: &str| Err(Error::unsupported(FORMAT.name, what.to_owned()));
         let opened = match name.rsplit_once("-img").or_else(|| name.rsplit_once('.')) {
-            Some((stem, _)) if stem.ends_with(".ntfs") => return unsupported("an image of ntfsclone"),
-            Some((stem, _)) if !stem.ends_with("ptcl") && !stem.ends_with(".dd") => {
+            Some((stem, _)) if ![".ntfs", "ptcl", ".dd"].iter().any(|kind| stem.ends_with(kind)) => {
                 return unsupported("an image of partimage");
             }
             _ => self.companions.open_disk(Path::new(name), None)?,
         };
-        let partclone = name.contains("-ptcl-img");
-        if partclone && opened.format != "partclone" {
-            let packed = name.split("-img.").nth(1).and_then(|rest| rest.split('.').next()).unwrap_or("nothing");
+        // What partclone.dd writes is the partition as it is, in spite of its name.
+        let expected = match name {
+            name if name.contains(".dd-ptcl-img") => None,
+            name if name.contains("-ptcl-img") => Some("partclone"),
+            name if name.contains(".ntfs-img") => Some("ntfsclone"),
+            _ => None,
+        };
+        let packed = name.split("-img.").nth(1).and_then(|rest| rest.split('.').next()).unwrap_or("nothing");
+        let unknown = matches!(packed, "lzo" | "lz4" | "lzma" | "lz" | "lzip" | "lrz" | "lrzip");
+        let other = expected.is_some_and(|expected| opened.format != expected);
+        if other || unknown && matches!(opened.format, "raw" | "split") {
             return unsupported(&format!("an image packed with {}", printable(packed.as_bytes())));
         }
         Ok(opened)

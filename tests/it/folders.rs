@@ -80,6 +80,35 @@ fn a_folder_of_clonezilla_is_the_disk_that_it_was_made_of() {
 }
 
 #[test]
+fn images_of_ntfsclone_and_of_dd_stand_where_their_partitions_are() {
+    let scratch = Scratch::new();
+    scratch.sh(
+        "ntfs-3g, fdisk, lzop, lz4, zstd",
+        &format!(
+            "{SAVE} truncate -s 24M disk.img
+            printf 'start=2048,size=16384,type=7\nstart=18432,size=4096\nstart=22528,size=4096\nstart=26624,size=4096\n\
+                ' | sfdisk -q disk.img
+            truncate -s 8M part1; mkntfs -q -F -c 4096 part1 2> /dev/null > /dev/null; put 1 2048
+            for p in 2,18432 3,22528 4,26624; do IFS=, read n start <<< $p
+                head -c 2M /dev/urandom > part$n; put $n $start; done
+            table; echo sda1 sda2 sda3 sda4 > image/parts
+            ntfsclone -s -f -o - part1 2> /dev/null | gzip -c | split -b 20k - image/sda1.ntfs-img.gz.
+            zstd -q -c part2 | split -b 1M - image/sda2.dd-ptcl-img.zst.
+            split -b 1M part3 image/sda3.dd-img.; lz4 -q -c part4 > image/sda4.dd-img.lz4.aa"
+        ),
+    );
+    let opened = open(&scratch.path("image"), &scratch.options()).unwrap();
+    assert!(opened.notes.iter().any(|note| note.contains("sda4 cannot be read")), "{:?}", opened.notes);
+    assert!(opened.notes.iter().any(|note| note.contains("packed with lz4")), "{:?}", opened.notes);
+    let expected = std::fs::read(scratch.path("disk.img")).unwrap();
+    let mut disk = vec![0; 26_624 * 512];
+    opened.disk.read_exact_at(&mut disk, 0).unwrap();
+    assert!(disk == expected[..disk.len()]);
+    let mut sector = [0; 512];
+    assert!(opened.disk.read_exact_at(&mut sector, 26_624 * 512).is_err());
+}
+
+#[test]
 fn a_partition_that_was_not_saved_is_an_error_and_never_zeros() {
     let scratch = Scratch::new();
     mbr_folder(&scratch);

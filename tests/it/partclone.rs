@@ -26,6 +26,51 @@ fn partclone(folder: &Folder, more: &[&str]) {
     run(folder, "partclone.ext4", "partclone", &arguments);
 }
 
+/// An NTFS volume with a file in it.
+fn ntfs(folder: &Folder, size: u64, cluster: &str) {
+    let volume = std::fs::File::create(folder.path("ntfs.img")).unwrap();
+    volume.set_len(size).unwrap();
+    run(folder, "mkntfs", "ntfs-3g", &["-q", "-F", "-c", cluster, "-L", "clusters", "ntfs.img"]);
+    let noise: Vec<u8> = (0..700_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    folder.write("noise", &noise);
+    run(folder, "ntfscp", "ntfs-3g", &["-q", "ntfs.img", "noise", "noise"]);
+}
+
+#[test]
+fn clusters_of_ntfsclone_are_as_it_restores_them() {
+    let folder = Folder::new("ntfsclone");
+    for (size, cluster) in [(8 << 20, "4096"), ((10 << 20) + 1536, "1024"), (12 << 20, "65536"), (9 << 20, "512")] {
+        ntfs(&folder, size, cluster);
+        run(&folder, "ntfsclone", "ntfs-3g", &["-s", "-f", "-O", "ntfs.special", "ntfs.img"]);
+        let _ = std::fs::remove_file(folder.path("restored"));
+        run(&folder, "ntfsclone", "ntfs-3g", &["-r", "-f", "-o", "restored", "ntfs.special"]);
+        let restored = std::fs::read(folder.path("restored")).unwrap();
+        assert_eq!(restored.len() as u64, size);
+        let path = folder.path("ntfs.special");
+        let opened = super::optical::open(&path).unwrap();
+        assert_eq!(opened.format, "ntfsclone");
+        assert!(opened.notes.iter().all(|note| !note.contains("cut off")), "{:?}", opened.notes);
+        assert!(read_disk(&opened).unwrap() == restored, "{size} {cluster}");
+        // Packed, as Clonezilla keeps it.
+        run(&folder, "gzip", "gzip", &["-kf", "ntfs.special"]);
+        let opened = container::open(&folder.path("ntfs.special.gz"), &options()).unwrap();
+        assert_eq!(opened.format, "ntfsclone");
+        assert!(read_disk(&opened).unwrap() == restored, "{size} {cluster}, packed");
+    }
+    // Cut off: what is there can be read, and what is not is an error.
+    let mut image = std::fs::read(folder.path("ntfs.special")).unwrap();
+    image.truncate(image.len() / 2);
+    let opened = container::open(&folder.write("cut", &image), &options()).unwrap();
+    assert!(opened.notes.iter().any(|note| note.contains("cut off")), "{:?}", opened.notes);
+    let mut sector = [0; 512];
+    opened.disk.read_exact_at(&mut sector, 0).unwrap();
+    assert_eq!(&sector[3..7], b"NTFS");
+    let error = opened.disk.read_exact_at(&mut sector, opened.disk.size() - 512).unwrap_err();
+    assert!(matches!(error, Error::Corrupt { .. }), "{error}");
+    image.truncate(60_000);
+    damage(&folder.write("little", &image));
+}
+
 #[test]
 fn blocks_in_use_are_as_partclone_restores_them_and_the_others_are_zeros() {
     let folder = Folder::new("partclone");
