@@ -1,19 +1,21 @@
-//! CSO and DAX: compressed discs of the PlayStation Portable, block by block.
+//! CSO, ZSO and DAX: compressed discs of the PlayStation Portable, block by block.
 //!
-//! Specification: none; CISO is BOOSTER's, DAX is Dark_AleX's; the emulator PPSSPP reads both.
+//! Specification: none; CISO is BOOSTER's, DAX is Dark_AleX's; the emulator PPSSPP reads both. Version 2
+//! of CSO: README_CSO.md of maxcso.
 //!
 //! ```text
-//!   CISO:  header (24) | offsets: 32 bits a block, and one more | blocks of 2,048 bytes or more
+//!   CISO, ZISO:  header (24) | offsets: 32 bits a block, and one more | blocks of 2,048 bytes or more
 //!   DAX:   header (32) | offsets: 32 bits a frame | lengths: 16 bits a frame | stored areas | frames of 8,192
 //! ```
 //!
-//! Supported: CSO version 1 (raw deflate, stored blocks, shifted offsets); DAX versions 0 and 1.
-//! Not supported: CSO version 2 and ZSO (LZ4); the CISO of the GameCube, which is another format.
+//! Supported: CSO versions 1 (raw deflate, stored blocks, shifted offsets) and 2 (deflate or LZ4); ZSO
+//! (LZ4); DAX versions 0 and 1.
+//! Not supported: JSO (LZO), which is refused; the CISO of the GameCube, which is another format.
 
 use std::sync::Arc;
 
 use super::table::{Extent, Tables, Width};
-use super::unpack::inflate;
+use super::unpack::{inflate, lz4};
 use super::{Companions, ContainerFormat, Opened, Options};
 use crate::bytes::Record;
 use crate::device::mapped::{Mapped, Mapping, Place, Run};
@@ -35,19 +37,23 @@ fn probe(device: &dyn BlockDevice, _: &dyn Companions) -> Result<bool> {
     let Some(header) = probe_array::<24>(device, 0)? else { return Ok(false) };
     let record = Record::new(FORMAT.name, "header", 0, &header);
     let psp = matches!(record.le32(4)?, 0 | 0x18) && record.le32(16)? >= 512;
-    Ok(psp && matches!(record.bytes(0, 4)?, b"CISO" | b"ZISO"))
+    Ok(psp && matches!(record.bytes(0, 4)?, b"CISO" | b"ZISO") || header.starts_with(b"JISO"))
 }
 
 fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
     let header = read_array::<24>(file.as_ref(), 0)?;
     let record = Record::new(FORMAT.name, "header", 0, &header);
     let (size, block_size, version, shift) = (record.le64(8)?, record.le32(16)?, record.u8(20)?, record.u8(21)?);
-    if record.bytes(0, 4)? == b"ZISO" {
-        return Err(Error::unsupported(FORMAT.name, "ZSO (LZ4)"));
+    if header.starts_with(b"JISO") {
+        return Err(Error::unsupported(FORMAT.name, "JSO (LZO)"));
     }
-    if version > 1 {
-        return Err(Error::unsupported(FORMAT.name, format!("version {version}")));
-    }
+    let zso = header.starts_with(b"ZISO");
+    let (flag, name) = match version {
+        0 | 1 if zso => (Flag::StoredElseLz4, "ZSO"),
+        0 | 1 => (Flag::Stored, "CSO"),
+        2 if !zso => (Flag::Lz4, "CSO"),
+        _ => return Err(Error::unsupported(FORMAT.name, format!("version {version}"))),
+    };
     let block_size = u64::from(block_size);
     if !block_size.is_power_of_two() || block_size > 1 << 20 || shift > 16 {
         return Err(record.corrupt_field("block size or alignment"));
@@ -61,12 +67,13 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
         offsets: Tables::new(file.clone(), Width::Le32, FORMAT.name, "block index"),
         table: Extent { at: 24, count },
         lengths: None,
+        flag,
         file: file.clone(),
         size,
         block_size,
         shift: shift.into(),
     };
-    Ok(finish(blocks, &format!("{version}"), options))
+    Ok(finish(blocks, &format!("{version} ({name})"), options))
 }
 
 fn probe_dax(device: &dyn BlockDevice, _: &dyn Companions) -> Result<bool> {
@@ -106,6 +113,7 @@ fn open_dax(file: Device, _: &dyn Companions, options: &Options) -> Result<Opene
         offsets: Tables::new(file.clone(), Width::Le32, DAX.name, "frame offsets"),
         table: Extent { at: 32, count },
         lengths: Some(Lengths { at: lengths_at, stored }),
+        flag: Flag::Stored,
         file: file.clone(),
         size,
         block_size: DAX_FRAME,
@@ -123,6 +131,17 @@ fn finish(blocks: Blocks, version: &str, options: &Options) -> Opened {
     opened.add("block size", format!("{block_size} bytes"));
     opened.add("file size", format!("{file_size} bytes"));
     opened
+}
+
+/// What the highest bit of an offset says of the block.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flag {
+    /// It is stored; without it, it is packed with deflate.
+    Stored,
+    /// It is stored; without it, it is packed with LZ4.
+    StoredElseLz4,
+    /// It is packed with LZ4; without it, with deflate. Blocks that are not shorter than they were are stored.
+    Lz4,
 }
 
 /// What a DAX has beside its offsets.
@@ -148,6 +167,7 @@ struct Blocks {
     table: Extent,
     /// Of a DAX; in a CSO a block ends where the next one begins.
     lengths: Option<Lengths>,
+    flag: Flag,
     file: Device,
     size: u64,
     block_size: u64,
@@ -159,6 +179,7 @@ struct Packed {
     at: u64,
     len: u64,
     stored: bool,
+    lz4: bool,
 }
 
 impl Blocks {
@@ -168,12 +189,18 @@ impl Blocks {
             let stored = lengths.is_stored(block);
             let len =
                 u16::from_le_bytes(read_array(self.file.as_ref(), block.saturating_mul(2).saturating_add(lengths.at))?);
-            return Ok(Packed { at: entry, len: if stored { DAX_FRAME } else { len.into() }, stored });
+            return Ok(Packed { at: entry, len: if stored { DAX_FRAME } else { len.into() }, stored, lz4: false });
         }
         let place = |entry: u64| (entry & (STORED - 1)).wrapping_shl(self.shift);
         let (at, end) = (place(entry), place(self.offsets.entry(self.table, block.saturating_add(1))?));
         let len = end.checked_sub(at).ok_or_else(|| Error::corrupt(self.format, "block index (it goes back)", at))?;
-        Ok(Packed { at, len, stored: entry & STORED != 0 })
+        let marked = entry & STORED != 0;
+        let (stored, lz4) = match self.flag {
+            Flag::Stored => (marked, false),
+            Flag::StoredElseLz4 => (marked, true),
+            Flag::Lz4 => (len >= self.block_size, marked),
+        };
+        Ok(Packed { at, len, stored, lz4 })
     }
 }
 
@@ -194,7 +221,7 @@ impl Mapping for Blocks {
     }
 
     fn unpack(&self, unit: u64) -> Result<Vec<u8>> {
-        let Packed { at, len, .. } = self.find(unit)?;
+        let Packed { at, len, lz4: is_lz4, .. } = self.find(unit)?;
         let damaged = || Error::corrupt(self.format, "packed block", at);
         let limit = self.block_size.saturating_add(SLACK);
         let rest = self.size.saturating_sub(unit.saturating_mul(self.block_size));
@@ -202,6 +229,7 @@ impl Mapping for Blocks {
         // The end of the last block may be rounded up past the file.
         let len = len.min(self.file.size().saturating_sub(at)).min(limit.wrapping_shl(1));
         let packed = read_vec(self.file.as_ref(), at, usize::try_from(len).map_err(|_| damaged())?)?;
-        inflate(&packed, self.lengths.is_some(), size).ok_or_else(damaged)
+        let unpacked = if is_lz4 { lz4(&packed, size) } else { inflate(&packed, self.lengths.is_some(), size) };
+        unpacked.ok_or_else(damaged)
     }
 }

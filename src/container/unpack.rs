@@ -39,10 +39,58 @@ pub(super) fn zstd(packed: &[u8], size: usize) -> Option<Vec<u8>> {
     Some(unpacked)
 }
 
+/// A block of LZ4: sequences of bytes as they are, and of bytes that were there before.
+/// Specification: lz4_Block_format.md.
+pub(super) fn lz4(packed: &[u8], size: usize) -> Option<Vec<u8>> {
+    let mut unpacked = Vec::with_capacity(size);
+    let mut bytes = packed;
+    loop {
+        let token = *bytes.split_off_first()?;
+        let literals = lz4_len(token >> 4, &mut bytes)?.min(size.saturating_sub(unpacked.len()));
+        unpacked.extend_from_slice(bytes.split_off(..literals)?);
+        // The last sequence has no match; what follows it is padding.
+        if unpacked.len() == size {
+            return Some(unpacked);
+        }
+        let distance = usize::from(u16::from_le_bytes(bytes.split_off(..2)?.try_into().ok()?));
+        let len = lz4_len(token & 15, &mut bytes)?.checked_add(4)?.min(size.saturating_sub(unpacked.len()));
+        let start = unpacked.len().checked_sub(distance).filter(|_| distance > 0)?;
+        // A match may run into itself: then its bytes repeat.
+        for at in start..start.checked_add(len)? {
+            unpacked.push(*unpacked.get(at)?);
+        }
+        if unpacked.len() == size {
+            return Some(unpacked);
+        }
+    }
+}
+
+/// A length of which four bits are in the token; 15 goes on in bytes, up to one that is not 255.
+fn lz4_len(bits: u8, bytes: &mut &[u8]) -> Option<usize> {
+    let mut len = usize::from(bits);
+    let mut last = if bits == 15 { 255 } else { 0 };
+    while last == 255 {
+        last = *bytes.split_off_first()?;
+        len = len.checked_add(last.into())?;
+    }
+    Some(len)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Write;
+
+    #[test]
+    fn lz4_gives_the_bytes_of_its_sequences_and_refuses_what_leads_out() {
+        // "ab" and a match of 6 at distance 2, then "end!!" alone; and padding.
+        let packed = [0x22, b'a', b'b', 2, 0, 0x50, b'e', b'n', b'd', b'!', b'!', 0x58, 0x58];
+        assert_eq!(lz4(&packed, 13).unwrap(), b"ababababend!!");
+        assert_eq!(lz4(&packed[..8], 13), None);
+        assert_eq!(lz4(&[0x12, b'a', 3, 0, 0], 5), None);
+        assert_eq!(lz4(&[0x12, b'a', 0, 0, 0], 5), None);
+        assert_eq!(lz4(&[0xf0, 255, 255], 5), None);
+    }
 
     #[test]
     fn bytes_behind_the_packed_unit_do_not_matter_and_a_short_unit_is_damage() {

@@ -501,10 +501,67 @@ fn packed_discs_are_unpacked_block_by_block() {
         assert!(decoded(&folder.write("disc.cso", &cso(&iso, shift))) == iso, "shift {shift}");
     }
     assert!(decoded(&folder.write("disc.dax", &dax(&iso))) == iso);
-    let mut zso = cso(&iso, 0);
-    zso[0] = b'Z';
-    let error = container::open(&folder.write("disc.zso", &zso), &options()).err().unwrap();
-    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    let jso = folder.write("disc.jso", &[&b"JISO"[..], &[0; 2000]].concat());
+    let error = container::open(&jso, &options()).err().unwrap();
+    assert!(error.to_string().contains("JSO (LZO) is not supported"), "{error}");
+}
+
+/// The blocks of 64 KiB that `lz4 -B4` packed; `None` where it stored one.
+fn lz4_blocks(folder: &Folder, iso: &[u8]) -> Vec<Option<Vec<u8>>> {
+    folder.write("lz4.in", iso);
+    run(folder, "lz4", "lz4", &["-q", "-f", "-9", "-B4", "-BI", "--no-frame-crc", "lz4.in", "lz4.out"]);
+    let frame = std::fs::read(folder.path("lz4.out")).unwrap();
+    // Magic number, flags (no size of the contents), size of blocks, checksum of these.
+    assert_eq!(frame[..4], 0x184d_2204u32.to_le_bytes());
+    assert_eq!(frame[4] & 0b0011_1101, 0b0010_0000, "independent blocks without sums");
+    let (mut rest, mut blocks) = (&frame[7..], Vec::new());
+    loop {
+        let len = u32::from_le_bytes(rest[..4].try_into().unwrap());
+        if len == 0 {
+            return blocks;
+        }
+        let bytes = &rest[4..][..(len & 0x7fff_ffff) as usize];
+        blocks.push((len >> 31 == 0).then(|| bytes.to_vec()));
+        rest = &rest[4 + bytes.len()..];
+    }
+}
+
+#[test]
+fn discs_packed_with_lz4_are_unpacked_block_by_block() {
+    let folder = Folder::new("optical");
+    let mut iso = iso(&folder, "packed", &[]);
+    // Something to pack well, and something that cannot be.
+    iso.extend(vec![7; 200_000]);
+    let mut state = 9u64;
+    iso.extend((0..100_000).map(|_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 56) as u8
+    }));
+    iso.resize(iso.len().next_multiple_of(2048), 1);
+    let blocks = lz4_blocks(&folder, &iso);
+    assert!(blocks.iter().any(Option::is_none) && blocks.iter().any(Option::is_some));
+    // ZSO marks blocks that are stored, version 2 of CSO those that are LZ4 (the others are deflate).
+    for (magic, version, shift) in [(b"ZISO", 1, 0), (b"ZISO", 1, 3), (b"CISO", 2, 0), (b"CISO", 2, 2)] {
+        let (mut index, mut packed) = (Vec::new(), Vec::new());
+        let start = (24 + 4 * (blocks.len() + 1)).next_multiple_of(1 << shift);
+        for (n, (block, plain)) in blocks.iter().zip(iso.chunks(65_536)).enumerate() {
+            let (mark, bytes) = match block {
+                None => (version == 1, plain.to_vec()),
+                Some(_) if version == 2 && n % 2 == 0 => (false, deflate(plain, false)),
+                Some(block) => (version == 2, block.clone()),
+            };
+            index.push(((start + packed.len()) >> shift) as u32 | u32::from(mark) << 31);
+            packed.extend(bytes);
+            packed.resize(packed.len().next_multiple_of(1 << shift), 0x58);
+        }
+        index.push(((start + packed.len()) >> shift) as u32);
+        let mut image = [&magic[..], &24u32.to_le_bytes(), &(iso.len() as u64).to_le_bytes()].concat();
+        image.extend([&65_536u32.to_le_bytes()[..], &[version, shift as u8, 0, 0]].concat());
+        image.extend(index.into_iter().flat_map(u32::to_le_bytes));
+        image.resize(start, 0);
+        image.extend(packed);
+        assert!(decoded(&folder.write("disc.zso", &image)) == iso, "version {version}, shift {shift}");
+    }
 }
 
 /// The bytes of a device.
