@@ -30,6 +30,7 @@ mod ewf;
 mod files;
 mod floppy;
 mod flux;
+mod gdi;
 mod gz;
 mod imd;
 mod imz;
@@ -257,6 +258,7 @@ pub const FORMATS: &[ContainerFormat] = &[
     // which no boot sector begins with.
     cue::FORMAT,
     toc::FORMAT,
+    gdi::FORMAT,
     rawcd::FORMAT,
     // Compressed disks: short magic numbers at the start, so after all that a trailer or a longer
     // number tells; the other formats are then tried on the disk that comes out.

@@ -8,9 +8,9 @@
 //!   a CD's frame: sector (2,048 to 2,352, zeros up to 2,352) | subchannels 96;  tracks fill up to 4 frames
 //! ```
 //!
-//! Supported: versions 3, 4 and 5; hard disks, raw data and DVDs as they are; the data tracks of CDs;
-//! parents, found among the files beside the image by the hash that the child has of them.
-//! Not supported: GD-ROMs, laser discs (the audio and video codec), versions 1 and 2.
+//! Supported: versions 3, 4 and 5; hard disks, raw data and DVDs as they are; the data tracks of CDs and
+//! of GD-ROMs; parents, found among the files beside the image by the hash that the child has of them.
+//! Not supported: laser discs (the audio and video codec), versions 1 and 2.
 
 use std::io::{Read, Seek, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -62,9 +62,7 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     let parents = header.parent.map(|hash| Parent::find(&hash, companions, options, 1)).transpose()?;
     let metadata = metadata(file.as_ref(), header.metadata_at)?;
     let tag = |known: &[u8; 4]| metadata.iter().any(|item| &item.tag == known);
-    if tag(b"CHGD") || tag(b"CHGT") {
-        return Err(Error::unsupported(FORMAT.name, "a GD-ROM"));
-    }
+    let gd_rom = tag(b"CHGD") || tag(b"CHGT");
     if tag(b"AVAV") {
         return Err(Error::unsupported(FORMAT.name, "a laser disc"));
     }
@@ -84,7 +82,8 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
         opened.add("file size", format!("{file_size} bytes"));
         opened
     } else {
-        let mut opened = Disc { format: FORMAT.name, data: disk, tracks, notes: Vec::new() }.open(options)?;
+        let disc = Disc { format: FORMAT.name, data: disk, tracks, notes: Vec::new() };
+        let mut opened = if gd_rom { disc.open_gd_rom(options)? } else { disc.open(options)? };
         opened.facts.retain(|(name, _)| *name != "file size");
         opened.add("file size", format!("{file_size} bytes"));
         opened
@@ -263,11 +262,12 @@ fn checks(header: &Header, metadata: &[Metadata], disk: &Device) -> Vec<Check> {
     checks
 }
 
-/// The tracks of a CD: `TRACK:1 TYPE:MODE1_RAW SUBTYPE:NONE FRAMES:100 PREGAP:0 PGTYPE:MODE1 ...`.
+/// The tracks of a CD: `TRACK:1 TYPE:MODE1_RAW SUBTYPE:NONE FRAMES:100 PREGAP:0 PGTYPE:MODE1 ...`. Those
+/// of a GD-ROM have `PAD:n` as well: of the frames so many lie between this track and the next.
 fn tracks(metadata: &[Metadata]) -> Result<Vec<Track>> {
     let mut tracks = Vec::new();
     let (mut frame, mut next) = (0u64, 0u64);
-    for item in metadata.iter().filter(|item| matches!(&item.tag, b"CHTR" | b"CHT2")) {
+    for item in metadata.iter().filter(|item| matches!(&item.tag, b"CHTR" | b"CHT2" | b"CHGT" | b"CHGD")) {
         let text = String::from_utf8_lossy(&item.value);
         let value = |name: &str| {
             let mut fields = text.trim_end_matches('\0').split_ascii_whitespace();
@@ -289,15 +289,16 @@ fn tracks(metadata: &[Metadata]) -> Result<Vec<Track>> {
         }
         let (frames, pregap) = (u64::from(number("FRAMES")?), u64::from(number("PREGAP")?));
         let postgap = u64::from(number("POSTGAP")?);
+        let pad = u64::from(number("PAD")?).min(frames);
         // A pregap whose type begins with V is among the frames.
         let stored = if value("PGTYPE").is_some_and(|kind| kind.starts_with('V')) { pregap.min(frames) } else { 0 };
         let piece = Piece {
-            count: frames.saturating_sub(stored),
+            count: frames.saturating_sub(stored).saturating_sub(pad),
             at: Some(frame.saturating_add(stored).saturating_mul(FRAME)),
         };
         let first_gap = if tracks.is_empty() && stored == 0 { 0 } else { pregap };
         let lba: u64 = next.saturating_add(first_gap);
-        next = lba.saturating_add(piece.count).saturating_add(postgap);
+        next = lba.saturating_add(piece.count).saturating_add(pad).saturating_add(postgap);
         frame = frame.saturating_add(frames.next_multiple_of(TRACK_PADDING));
         tracks.push(Track { stride: FRAME, lba, big_endian, ..Track::new(number("TRACK")?, form, piece) });
     }

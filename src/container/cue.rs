@@ -1,7 +1,7 @@
 //! Cue sheets: a text that names the files of a disc and says where in them its tracks begin.
 //!
 //! Specification: CDRWIN 3.8 user's guide, appendix A; `REM SESSION` as redump.org and ImgBurn
-//! write it.
+//! write it, `REM HIGH-DENSITY AREA` (of GD-ROMs) as redump.org does.
 //!
 //! ```text
 //!   FILE "disc.bin" BINARY       one file, or one a track
@@ -15,10 +15,10 @@
 //!
 //! Supported: MODE1/2048, MODE1/2352, MODE2/2048, MODE2/2324, MODE2/2336, MODE2/2352, CDI/2336,
 //! CDI/2352 and AUDIO; several files, files of mixed sector sizes, BINARY, MOTOROLA and WAVE; names
-//! in another case or code page than the file's; sessions.
+//! in another case or code page than the file's; sessions; both areas of GD-ROMs.
 //! Not supported: CDG tracks; MP3, AIFF and FLAC files, whose tracks are left out.
 
-use super::disc::{Disc, Form, Piece, Track, parse_msf, session_gap};
+use super::disc::{Disc, Form, GD_HIGH, Piece, Track, parse_msf, session_gap};
 use super::files::{Files, Placed};
 use super::{Companions, ContainerFormat, Opened, Options};
 use crate::device::{BlockDevice, Device, read_vec};
@@ -137,6 +137,8 @@ struct Source<'a> {
 struct Entry {
     number: u32,
     session: u32,
+    /// In the high-density area of a GD-ROM.
+    high: bool,
     form: Form,
     /// Sectors on the disc alone.
     pregap: u64,
@@ -151,6 +153,7 @@ struct Entry {
 fn parse(text: &[u8]) -> Result<Vec<Source<'_>>> {
     let mut sources: Vec<Source<'_>> = Vec::new();
     let mut session = 1u32;
+    let mut high = false;
     let mut count = 0usize;
     for line in lines(text) {
         let track = sources.last_mut().and_then(|source| source.tracks.last_mut());
@@ -169,6 +172,7 @@ fn parse(text: &[u8]) -> Result<Vec<Source<'_>>> {
                 source.tracks.push(Entry {
                     number: line.number(1)?,
                     session,
+                    high,
                     form: form(&line)?,
                     pregap: 0,
                     postgap: 0,
@@ -186,6 +190,7 @@ fn parse(text: &[u8]) -> Result<Vec<Source<'_>>> {
             (Some(b"POSTGAP"), Some(track)) => track.postgap = line.msf(1)?,
             (Some(b"CATALOG"), _) if line.words.len() < 2 => return Err(line.damaged()),
             (Some(b"REM"), _) if line.word(1).eq_ignore_ascii_case(b"SESSION") => session = line.number(2)?.max(1),
+            (Some(b"REM"), _) if line.word(1).eq_ignore_ascii_case(b"HIGH-DENSITY") => high = true,
             (Some(b"INDEX" | b"PREGAP" | b"POSTGAP"), None) => return Err(line.damaged()),
             _ => {}
         }
@@ -233,7 +238,9 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
             .push("how long the tracks that are left out are is not known: later sessions may not be found".to_owned());
     }
     notes.append(&mut files.notes);
-    Disc { format: FORMAT.name, data: files.into_device()?, tracks: disc.tracks, notes }.open(options)
+    let gd_rom = sources.iter().flat_map(|source| &source.tracks).any(|track| track.high);
+    let disc = Disc { format: FORMAT.name, data: files.into_device()?, tracks: disc.tracks, notes };
+    if gd_rom { disc.open_gd_rom(options) } else { disc.open(options) }
 }
 
 impl Source<'_> {
@@ -323,6 +330,9 @@ impl Layout {
                     self.next = self.next.saturating_add(session_gap(self.session, there));
                 }
                 self.session = entry.session;
+            }
+            if entry.high {
+                self.next = self.next.max(GD_HIGH);
             }
             let following = source.tracks.get(index.saturating_add(1));
             let end = following.and_then(|next| next.index0.or(next.index1));

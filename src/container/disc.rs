@@ -40,6 +40,8 @@ const FIRST_SESSION_GAP: u64 = 6750 + 4500;
 const LATER_SESSION_GAP: u64 = 2250 + 4500;
 /// The pregap of a session's first track: two seconds, not in most images.
 pub(super) const PREGAP: u64 = 150;
+/// First sector of a GD-ROM's high-density area.
+pub(super) const GD_HIGH: u64 = 45_000;
 /// More than a CD or a DVD can have; keeps sums of sectors within 64 bits.
 const MAX_SECTORS: u64 = 1 << 40;
 
@@ -168,6 +170,27 @@ pub(super) fn parse_msf(text: &[u8]) -> Option<u64> {
 }
 
 impl Disc {
+    /// The data tracks of one area of a GD-ROM as a disk: the high-density one, or as the second disk
+    /// what any drive reads of it. In both, addresses count from the start of the disc.
+    pub(super) fn open_gd_rom(mut self, options: &Options) -> Result<Opened> {
+        let data = |track: &Track| track.form != Form::Audio;
+        let has = |high: bool| self.tracks.iter().any(|track| data(track) && (track.lba >= GD_HIGH) == high);
+        let areas: Vec<bool> = [true, false].into_iter().filter(|&high| has(high)).collect();
+        if areas.is_empty() {
+            return self.open(options);
+        }
+        let (&high, choice) = super::choose(self.format, &areas, options)?;
+        let hidden = self.tracks.iter().any(|track| data(track) && (track.lba >= GD_HIGH) != high);
+        self.tracks.retain(|track| !data(track) || (track.lba >= GD_HIGH) == high);
+        let mut opened = self.open(options)?;
+        opened.facts.extend(choice);
+        opened.add("area", if high { "high density" } else { "single density" });
+        if hidden && options.disk.is_none() {
+            opened.notes.push("the disk is the high-density area; `-o disk=2` shows the other one".to_owned());
+        }
+        Ok(opened)
+    }
+
     /// The data tracks as a disk.
     pub(super) fn open(self, options: &Options) -> Result<Opened> {
         let Self { format, data, tracks, mut notes } = self;

@@ -564,6 +564,139 @@ fn discs_packed_with_lz4_are_unpacked_block_by_block() {
     }
 }
 
+/// A GD-ROM: its area for any drive, sound, and the one of the game, whose addresses count from the
+/// start of the disc.
+fn gd_rom(folder: &Folder) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
+    let (low, high) = (iso(folder, "warning", &[]), iso(folder, "game", &["-C", "0,45000"]));
+    let samples = sound(40);
+    (low, high, samples)
+}
+
+#[test]
+fn a_gd_rom_shows_the_area_of_the_game_and_the_other_one_when_asked() {
+    let folder = Folder::new("optical");
+    let (low, high, samples) = gd_rom(&folder);
+    folder.write("track01.iso", &low);
+    folder.write("track 02.raw", &samples);
+    folder.write("track03.iso", &high);
+    folder.write("low.bin", &raw::track(&low, 0, raw::mode1));
+    folder.write("high.bin", &[vec![9; 100], raw::track(&high, 45_000, raw::mode1)].concat());
+    let cooked = "3\n1 0 4 2048 track01.iso 0\n2 600 0 2352 \"track 02.raw\" 0\n3 45000 4 2048 track03.iso 0\n";
+    let mut images = vec![
+        folder.write("cooked.gdi", cooked.as_bytes()),
+        folder.write(
+            "raw.gdi",
+            b" 3 \r\n1     0 4 2352 low.bin 0\r\n2   600 0 2352 Track 02.RAW 0\r\n3 45000 4 2352 high.bin 100\r\n",
+        ),
+    ];
+    folder.write("high only.bin", &raw::track(&high, 45_000, raw::mode1));
+    let sheet = "REM SINGLE-DENSITY AREA\nFILE \"low.bin\" BINARY\n  TRACK 01 MODE1/2352\n    INDEX 01 00:00:00\n\
+                 FILE \"track 02.raw\" BINARY\n  TRACK 02 AUDIO\n    PREGAP 00:02:00\n    INDEX 01 00:00:00\n\
+                 REM HIGH-DENSITY AREA\nFILE \"high only.bin\" BINARY\n  TRACK 03 MODE1/2352\n    INDEX 01 00:00:00\n";
+    images.push(folder.write("redump.cue", sheet.as_bytes()));
+    run(&folder, "chdman", "mame-tools", &["createcd", "-i", "cooked.gdi", "-o", "cooked.chd"]);
+    run(&folder, "chdman", "mame-tools", &["extractcd", "-i", "cooked.chd", "-o", "out.gdi"]);
+    images.extend([folder.path("cooked.chd"), folder.path("out.gdi")]);
+    for path in images {
+        let what = path.display();
+        let opened = open(&path).unwrap();
+        assert!(read_disk(&opened).unwrap() == high, "{what}");
+        assert_eq!(opened.fact("shown disk"), Some("1 of 2"), "{what}");
+        assert_eq!(bytes_of(&opened.tracks[0].device)[44..], samples, "{what}");
+        let second = Options { disk: Some(2), ..options() };
+        assert!(read_disk(&container::open(&path, &second).unwrap()).unwrap() == low, "{what}");
+        assert!(container::open(&path, &Options { disk: Some(3), ..options() }).is_err(), "{what}");
+        // The files, whose addresses count from where the low area begins.
+        let image = Image::open(&path, &imgfs::stack::Options::default()).unwrap();
+        let imgfs::stack::Tree::Open { tree, .. } = &image.main_part().unwrap().tree else { panic!("no tree") };
+        let node = tree.lookup(tree.root(), b"game.txt").unwrap().unwrap_or_else(|| panic!("{what}: game.txt"));
+        let mut text = vec![0; 6000];
+        assert_eq!(tree.read(node, &mut text, 0).unwrap(), 6000, "{what}");
+        assert_eq!(text, "this is game".repeat(500).as_bytes(), "{what}");
+    }
+    folder.write("gone.gdi", b"2\n1 0 4 2048 track01.iso 0\n2 45000 4 2048 nothing.iso 0\n");
+    assert!(container::open(&folder.path("gone.gdi"), &options()).is_err());
+    let few = b"2\n1 0 4 2048 short.iso 0\n2 45000 4 2048 short.iso 0\n";
+    folder.write("short.iso", &short(&folder));
+    damage(&folder.write("few.gdi", few));
+}
+
+/// A sheet with its files.
+type Layout = (&'static str, String, Vec<(&'static str, Vec<u8>)>);
+
+#[test]
+fn odd_discs_are_laid_out_as_chdman_lays_them_out() {
+    let folder = Folder::new("optical");
+    let data = short(&folder);
+    let count = (data.len() / 2048) as u64;
+    let msf = |frame: u64| format!("{:02}:{:02}:{:02}", frame / 4500, frame / 75 % 60, frame % 75);
+    let (plain, pregap) = (raw::track(&data, 0, raw::mode1), vec![0; 150 * 2352]);
+    let form1 = raw::track(&data, 0, |lba, data| raw::mode2(lba, data, false));
+    let headless: Vec<u8> = form1.chunks(2352).flat_map(|sector| sector[16..].to_vec()).collect();
+    let first = |mode: &str| format!("FILE a.bin BINARY\n TRACK 01 {mode}\n INDEX 01 00:00:00\n");
+    let behind = |mode: &str, index: &str| format!("FILE b.bin BINARY\n TRACK 02 {mode}\n {index}\n");
+    let layouts: [Layout; 7] = [
+        (
+            "a postgap",
+            (first("MODE1/2352") + " POSTGAP 00:02:00\n") + &behind("AUDIO", "INDEX 01 00:00:00"),
+            vec![("a.bin", plain.clone()), ("b.bin", sound(300))],
+        ),
+        (
+            "headless sectors and a pregap of silence",
+            first("MODE2/2336") + &behind("AUDIO", "PREGAP 00:02:00\n INDEX 01 00:00:00"),
+            vec![("a.bin", headless), ("b.bin", sound(300))],
+        ),
+        ("a CD-i", first("CDI/2352"), vec![("a.bin", form1)]),
+        (
+            "two data tracks with a gap that is in no file",
+            first("MODE1/2352") + &behind("MODE1/2352", "PREGAP 00:02:00\n INDEX 01 00:00:00"),
+            vec![("a.bin", plain.clone()), ("b.bin", raw::track(&data, count + 150, raw::mode1))],
+        ),
+        (
+            "two data tracks with a gap that is in the file",
+            first("MODE1/2352") + &behind("MODE1/2352", "INDEX 00 00:00:00\n INDEX 01 00:02:00"),
+            vec![
+                ("a.bin", plain.clone()),
+                ("b.bin", [pregap.clone(), raw::track(&data, count + 150, raw::mode1)].concat()),
+            ],
+        ),
+        (
+            "pregaps in one file, of data and of sound",
+            format!(
+                "FILE a.bin BINARY\n TRACK 01 MODE1/2352\n INDEX 00 00:00:00\n INDEX 01 00:02:00\n TRACK 02 AUDIO\n \
+                 INDEX 00 {}\n INDEX 01 {}\n TRACK 03 AUDIO\n INDEX 01 {}\n",
+                msf(150 + count),
+                msf(300 + count),
+                msf(350 + count)
+            ),
+            vec![("a.bin", [pregap, plain, sound(300)].concat())],
+        ),
+        (
+            "sound alone",
+            "FILE a.bin BINARY\n TRACK 01 AUDIO\n INDEX 01 00:00:00\n TRACK 02 AUDIO\n INDEX 00 00:01:00\n \
+             INDEX 01 00:02:00\n"
+                .to_owned(),
+            vec![("a.bin", sound(300))],
+        ),
+    ];
+    for (what, sheet, files) in layouts {
+        for (name, bytes) in &files {
+            folder.write(name, bytes);
+        }
+        folder.write("odd.cue", sheet.as_bytes());
+        run(&folder, "chdman", "mame-tools", &["createcd", "-f", "-c", "none", "-i", "odd.cue", "-o", "odd.chd"]);
+        let [cue, chd] = ["odd.cue", "odd.chd"].map(|name| open(&folder.path(name)).unwrap());
+        assert!(read_disk(&cue).unwrap() == read_disk(&chd).unwrap(), "{what}");
+        let tracks = |opened: &Opened| {
+            let facts = opened.facts.iter().filter(|(name, _)| *name == "track");
+            facts.map(|(_, track)| track.replace(" with subchannels", "")).collect::<Vec<_>>()
+        };
+        assert_eq!(tracks(&cue), tracks(&chd), "{what}");
+        let sounds = |opened: &Opened| opened.tracks.iter().map(|track| bytes_of(&track.device)).collect::<Vec<_>>();
+        assert!(sounds(&cue) == sounds(&chd), "{what}");
+    }
+}
+
 /// The bytes of a device.
 fn bytes_of(device: &imgfs::device::Device) -> Vec<u8> {
     imgfs::device::read_vec(device.as_ref(), 0, device.size() as usize).unwrap()
