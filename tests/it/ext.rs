@@ -830,6 +830,33 @@ fn damage_in_one_place_hides_nothing_else_and_is_an_error_of_its_own_node() {
     assert_eq!(tree.read(file, &mut [0; 9], 0).unwrap(), 2);
 }
 
+/// Such extents are zeros in a file; in a directory the kernel reads what is there.
+#[test]
+fn a_directory_in_unwritten_blocks_reads_as_in_the_kernel() {
+    let scratch = Scratch::new("unwritten");
+    let image = scratch.path("image");
+    sh(&format!(
+        r#"cd {}; mkdir -p tree/dir; echo x > tree/dir/file; echo y > tree/file
+        truncate -s 4M image; mke2fs -q -F -t ext4 -O ^metadata_csum,^has_journal -d tree image
+        for name in /dir /file; do
+            set -- $(debugfs -R "imap $name" image 2>/dev/null \
+                | sed -n 's/.*block \([0-9]*\), offset \(0x[0-9a-f]*\).*/\1 \2/p')
+            block=$(dumpe2fs -h image 2>/dev/null | sed -n 's/^Block size: *//p')
+            printf '\200' | dd of=image bs=1 seek=$(($1 * block + $2 + 57)) conv=notrunc status=none
+        done"#,
+        scratch.0.display()
+    ));
+    let mount = Mount::new(&image, scratch.path("ro"), "ro");
+    let tree = open_image(&image, false);
+    let mut counts = Counts::default();
+    compare(tree.as_ref(), tree.root(), &mount.0, &mut counts);
+    let dir = tree.lookup(tree.root(), b"dir").unwrap().unwrap();
+    assert!(tree.lookup(dir, b"file").unwrap().is_some());
+    let file = tree.lookup(tree.root(), b"file").unwrap().unwrap();
+    let mut read = [1; 2];
+    assert_eq!((tree.read(file, &mut read, 0).unwrap(), read), (2, [0; 2]));
+}
+
 #[test]
 fn a_directory_larger_than_its_device_ends_with_an_error() {
     let scratch = Scratch::new("endless");

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use crate::bytes::Record;
 use crate::device::read_vec;
 use crate::error::{Error, Result};
+use crate::filesystem::Kind;
 
 use super::Ext;
 use super::checksum::crc32c;
@@ -129,7 +130,9 @@ impl Node {
                 if !ext.superblock.holds(entry.place, entry.len.into()) {
                     return Err(inode.corrupt("extent"));
                 }
-                let place = (!entry.unwritten).then(|| entry.place.saturating_add(within));
+                // Linux reads the rows of a directory whether its blocks are marked as written or not.
+                let stored = !entry.unwritten || inode.attributes.kind == Kind::Directory;
+                let place = stored.then(|| entry.place.saturating_add(within));
                 return Ok(Span { place, count: left.min(rest) });
             }
             end = limit;
