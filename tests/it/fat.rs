@@ -476,6 +476,22 @@ impl Patched {
     }
 }
 
+/// As The Sleuth Kit reads it. Only a sector of zeros: what another system wrote there is its own.
+#[test]
+fn a_wiped_boot_sector_of_fat32_is_read_from_its_backup() {
+    let mut volume = Patched::fat32();
+    let whole = tree(volume.open().as_ref());
+    volume.put(0, &[0; 512]);
+    let fs = volume.open();
+    assert_eq!(tree(fs.as_ref()), whole);
+    assert!(fs.summary().notes.iter().any(|note| note.contains("its backup at byte 3072 is used")));
+    volume.put(200, b"x");
+    assert!(!probe(&volume.0));
+    let tables = volume.le(6 * 512 + 14, 2) * 512;
+    volume.put(200, b"\0").put(tables, &[0; 1 << 20]);
+    assert!(!probe(&volume.0), "a stale backup");
+}
+
 fn is_corrupt<T: std::fmt::Debug>(result: Result<T>) -> bool {
     match &result {
         Err(Error::Corrupt { format: "fat", .. }) => true,

@@ -82,6 +82,9 @@ struct Early {
     table_sectors: u16,
 }
 
+/// Sector of the backup of FAT32's boot sector; the field could say another one, and never does.
+const BACKUP: u16 = 6;
+
 const EARLY: [Early; 4] = [
     Early { sectors: 320, sectors_per_cluster: 1, root_entries: 64, media: 0xfe, table_sectors: 1 },
     Early { sectors: 360, sectors_per_cluster: 1, root_entries: 64, media: 0xfc, table_sectors: 2 },
@@ -108,27 +111,75 @@ impl Geometry {
         let sector: [u8; 512] = read_array(device, 0)?;
         let geometry = match Self::parse(&sector) {
             Ok(geometry) => geometry,
-            Err(error) => Self::early(device)?.ok_or(error)?,
+            Err(error) => match Self::early(device)? {
+                Some(geometry) => geometry,
+                None => Self::backup(device, &sector)?.ok_or(error)?,
+            },
         };
         Ok(geometry.with_size(device.size()))
+    }
+
+    /// FAT32 keeps a copy of its boot sector. It counts where the sector itself was wiped and the
+    /// tables were not: another file system made over this one leaves the copy as well.
+    fn backup(device: &dyn BlockDevice, wiped: &[u8; 512]) -> Result<Option<Self>> {
+        if wiped.iter().any(|&byte| byte != 0) {
+            return Ok(None);
+        }
+        for sector_size in [512u64, 1024, 2048, 4096] {
+            let at = sector_size.saturating_mul(BACKUP.into());
+            let Some(sector) = probe_array::<512>(device, at)? else { break };
+            let bpb = Record::new(FAT, "backup of the boot sector", at, &sector);
+            let Ok(mut geometry) = Self::parse(&sector) else { continue };
+            if geometry.width != Width::Fat32
+                || u64::from(geometry.sector_size) != sector_size
+                || bpb.le16(0x32)? != BACKUP
+                || !geometry.has_table(device)?
+            {
+                continue;
+            }
+            geometry.notes.push(format!("the boot sector is wiped: its backup at byte {at} is used"));
+            for evidence in &mut geometry.evidence {
+                evidence.offset = evidence.offset.saturating_add(at);
+            }
+            // The dirty flag would be written into a sector of zeros.
+            geometry.state_offset = None;
+            return Ok(Some(geometry));
+        }
+        Ok(None)
     }
 
     /// Whether the device starts with a boot sector and a table that fit each other. There is no
     /// magic number: everything that a FAT driver relies on must make sense.
     pub fn probe(device: &dyn BlockDevice) -> Result<bool> {
         let Some(sector) = probe_array::<512>(device, 0)? else { return Ok(false) };
-        let Ok(geometry) = Self::parse(&sector) else { return Ok(Self::early(device)?.is_some()) };
+        let Ok(geometry) = Self::parse(&sector) else {
+            return Ok(Self::early(device)?.is_some() || Self::backup(device, &sector)?.is_some());
+        };
         if [&b"NTFS    "[..], b"EXFAT   ", b"-FVE-FS-"].contains(&sector.get(3..11).unwrap_or_default())
             || sector.get(0x36..0x3e) == Some(b"HPFS    ")
         {
             return Ok(false);
         }
-        for index in 0..u64::from(geometry.table_count) {
-            let at = geometry.table_len.saturating_mul(index).saturating_add(geometry.table_offset);
+        if geometry.has_table(device)? {
+            return Ok(true);
+        }
+        // A damaged table does not make it another format where the sector names itself.
+        let jumps = matches!(sector, [0xeb, _, 0x90, ..] | [0xe9, ..]);
+        let named = match geometry.width {
+            Width::Fat32 => sector.get(0x52..0x5a) == Some(b"FAT32   "),
+            _ => sector.get(0x36..0x39) == Some(b"FAT"),
+        };
+        Ok(jumps && named && sector.ends_with(&[0x55, 0xaa]))
+    }
+
+    /// Whether one of the tables starts as a table does.
+    fn has_table(&self, device: &dyn BlockDevice) -> Result<bool> {
+        for index in 0..u64::from(self.table_count) {
+            let at = self.table_len.saturating_mul(index).saturating_add(self.table_offset);
             // The first entry repeats the media byte below bits that are all set; the second holds
             // an end mark, in which FAT16 and FAT32 clear two flags.
             let Some(start) = probe_array::<8>(device, at)? else { continue };
-            let found = match (geometry.width, start) {
+            let found = match (self.width, start) {
                 (Width::Fat12, [media, 0xff, 0xff, ..]) => media,
                 (Width::Fat16, [media, 0xff, 0xff, flags, ..]) if flags | 0xc0 == 0xff => media,
                 (Width::Fat32, [media, 0xff, 0xff, reserved, ..]) if reserved & 0x0f == 0x0f => media,
@@ -138,13 +189,7 @@ impl Geometry {
                 return Ok(true);
             }
         }
-        // A damaged table does not make it another format where the sector names itself.
-        let jumps = matches!(sector, [0xeb, _, 0x90, ..] | [0xe9, ..]);
-        let named = match geometry.width {
-            Width::Fat32 => sector.get(0x52..0x5a) == Some(b"FAT32   "),
-            _ => sector.get(0x36..0x39) == Some(b"FAT"),
-        };
-        Ok(jumps && named && sector.ends_with(&[0x55, 0xaa]))
+        Ok(false)
     }
 
     fn parse(sector: &[u8; 512]) -> Result<Self> {
