@@ -8,6 +8,7 @@ pub mod atari;
 pub mod bsd;
 pub mod gpt;
 pub mod mbr;
+pub mod sgi;
 pub mod sun;
 
 use std::sync::Arc;
@@ -92,7 +93,8 @@ pub struct VolumeSystem {
 /// discs and BSD disks have both, with an MBR that only covers the disk as a whole. Where the MBR does
 /// divide the disk, all of these stand back (GPT unless a row protects it), as in Linux; see
 /// `mbr::Record::divides`. Atari last: it has no magic number.
-pub const SYSTEMS: &[VolumeSystem] = &[gpt::SYSTEM, sun::SYSTEM, apm::SYSTEM, bsd::SYSTEM, mbr::SYSTEM, atari::SYSTEM];
+pub const SYSTEMS: &[VolumeSystem] =
+    &[gpt::SYSTEM, sun::SYSTEM, sgi::SYSTEM, apm::SYSTEM, bsd::SYSTEM, mbr::SYSTEM, atari::SYSTEM];
 
 /// Reads the disk's partition table; `None` when it has none.
 pub fn scan(disk: &Device) -> Result<Option<Scan>> {
