@@ -8,9 +8,8 @@
 //!   row: sectors, first sector (le32), fragment size, 12 file system type (u8) ...
 //! ```
 //!
-//! Supported: labels in little-endian order, of disks as a whole.
-//! Not supported: big-endian labels; labels inside an MBR row (their rows are not shown); sector numbers
-//! of more than 32 bits (OpenBSD).
+//! Supported: labels in little-endian order, of disks as a whole and inside an MBR row.
+//! Not supported: big-endian labels; sector numbers of more than 32 bits (OpenBSD).
 
 use super::{Entry, Table, VolumeSystem, byte_range, mbr, note};
 use crate::bytes::{Evidence, Record};
@@ -39,13 +38,38 @@ fn probe(device: &dyn BlockDevice) -> Result<bool> {
 /// The label and its place.
 fn find(device: &dyn BlockDevice) -> Result<Option<(u64, [u8; LABEL_LEN])>> {
     for at in [512, 64] {
-        let Some(bytes) = probe_array::<LABEL_LEN>(device, at)? else { continue };
-        let label = Record::new("bsd", "disklabel", at, &bytes);
-        if label.le32(0)? == MAGIC && label.le32(132)? == MAGIC && label.le16(138)? <= MAX_ROWS {
+        if let Some(bytes) = label_at(device, at)? {
             return Ok(Some((at, bytes)));
         }
     }
     Ok(None)
+}
+
+fn label_at(device: &dyn BlockDevice, at: u64) -> Result<Option<[u8; LABEL_LEN]>> {
+    let Some(bytes) = probe_array::<LABEL_LEN>(device, at)? else { return Ok(None) };
+    let label = Record::new("bsd", "disklabel", at, &bytes);
+    let found = label.le32(0)? == MAGIC && label.le32(132)? == MAGIC && label.le16(138)? <= MAX_ROWS;
+    Ok(found.then_some(bytes))
+}
+
+/// A row as it is stored, in sectors.
+#[derive(Clone, Copy)]
+pub(super) struct Row {
+    pub(super) sectors: u32,
+    pub(super) first: u32,
+    pub(super) kind: u8,
+}
+
+/// All rows of the label that begins at a byte; `None` when there is none.
+pub(super) fn rows_at(device: &dyn BlockDevice, at: u64) -> Result<Option<Vec<Row>>> {
+    let Some(bytes) = label_at(device, at)? else { return Ok(None) };
+    let label = Record::new("bsd", "disklabel", at, &bytes);
+    let count = usize::from(label.le16(138)?);
+    let rows = label.tail(ROWS_AT)?.as_chunks::<ROW_LEN>().0.iter().take(count).map(|row| {
+        let row = Record::new("bsd", "disklabel row", at, row);
+        Ok(Row { sectors: row.le32(0)?, first: row.le32(4)?, kind: row.u8(12)? })
+    });
+    rows.collect::<Result<_>>().map(Some)
 }
 
 fn table(device: &Device) -> Result<Table> {
@@ -64,12 +88,20 @@ fn table(device: &Device) -> Result<Table> {
         note(&mut table.notes, "the checksum of the disklabel is wrong".to_owned());
     }
     let rows = label.tail(ROWS_AT)?.as_chunks::<ROW_LEN>().0.iter().take(count);
+    let base = base(&label, device.size(), unit)?;
+    if base != 0 {
+        note(&mut table.notes, format!("the rows count from sector {base} of the disk that this volume was on"));
+    }
     for (slot, row) in (1..).zip(rows) {
         let row = Record::new("bsd", "disklabel row", at, row);
         let (count, first) = (row.le32(0)?, row.le32(4)?);
-        if count == 0 || (slot == WHOLE && first == 0) {
+        if count == 0 || (slot == WHOLE && first == base) {
             continue;
         }
+        let Some(first) = first.checked_sub(base) else {
+            note(&mut table.notes, format!("row {slot} lies before this volume"));
+            continue;
+        };
         let Some((start, len)) = byte_range(first.into(), count.into(), unit) else {
             note(&mut table.notes, format!("row {slot} is not a range"));
             continue;
@@ -77,4 +109,15 @@ fn table(device: &Device) -> Result<Table> {
         table.entries.push(Entry { slot, start, len, kind: format!("{:x}", row.u8(12)?), ..Entry::default() });
     }
     Ok(table)
+}
+
+/// Where the volume began on its disk, in sectors: a label that was copied out with its MBR row may count
+/// from the start of that disk, which `c` shows. As FreeBSD does it, and only where `c` is this volume.
+fn base(label: &Record<'_>, size: u64, unit: u32) -> Result<u32> {
+    if label.le16(138)? < 3 {
+        return Ok(0);
+    }
+    let whole = label.part("disklabel row", ROWS_AT.saturating_add(2 * ROW_LEN), ROW_LEN)?;
+    let (count, first) = (whole.le32(0)?, whole.le32(4)?);
+    Ok(if u64::from(count).saturating_mul(unit.into()) == size { first } else { 0 })
 }

@@ -12,9 +12,11 @@
 //!     E+0: record { logical volume (from this record), next record (from E) } -> E+n: record ...
 //! ```
 //!
-//! Supported: primary and logical volumes, several extended partitions, the disk signature.
-//! Not supported: the tables that other systems keep inside a row (BSD disklabels, Minix, UnixWare),
-//! and dynamic disks (LDM).
+//! Supported: primary and logical volumes, several extended partitions, the disk signature, tables
+//! inside a row (BSD disklabels, Solaris, Minix; see `inner`).
+//! Not supported: UnixWare's tables inside a row, and dynamic disks (LDM).
+
+mod inner;
 
 use std::collections::HashSet;
 
@@ -76,6 +78,17 @@ fn table(device: &Device) -> Result<Table> {
         }
     }
     table.entries.append(&mut logicals.entries);
+    for row in record.rows.into_iter().filter(|row| row.sectors > 0) {
+        let parts = inner::inner(device.as_ref(), row).unwrap_or_else(|error| {
+            note(&mut table.notes, format!("the table inside a row cannot be read: {error}"));
+            Vec::new()
+        });
+        for part in parts {
+            let Some((start, len)) = byte_range(part.first_lba, part.sectors, device.sector_size()) else { continue };
+            table.entries.push(Entry { slot: logical.next, start, len, kind: part.kind, ..Entry::default() });
+            logical.next = logical.next.saturating_add(1);
+        }
+    }
     for text in logicals.notes {
         note(&mut table.notes, text);
     }

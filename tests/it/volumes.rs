@@ -582,6 +582,73 @@ fn the_labels_of_bsd_sun_and_atari_are_read_as_parted_reads_them() {
     }
 }
 
+/// A volume that was copied out of its MBR row, with rows that count from the start of the disk: as FreeBSD
+/// reads it, and unlike a label whose `c` is not this volume.
+#[test]
+fn the_rows_of_a_bsd_label_count_from_where_c_says_that_the_volume_began() {
+    let image = parted(4 * MIB, 512, "mklabel bsd mkpart ext2 1MiB 3MiB");
+    let scan = image.scan();
+    let (plain, label) = (ranges(&scan), scan.table.evidence[0].offset);
+    let base = 7680u32;
+    let row = |slot: u64| label + 148 + (slot - 1) * 16;
+    image.write(&8u16.to_le_bytes(), label + 138);
+    let first = u32::try_from(plain[0].1 / 512).unwrap();
+    image.write(&(first + base).to_le_bytes(), row(1) + 4);
+    image.write(&[(4 * MIB / 512) as u32, base].map(u32::to_le_bytes).concat(), row(3));
+    let scan = image.scan();
+    assert_eq!(ranges(&scan), plain);
+    assert!(scan.table.notes.iter().any(|note| note.contains("sector 7680")), "{:?}", scan.table.notes);
+    // `c` of another length: the numbers are taken as they are, and the row begins past the end.
+    image.write(&9u32.to_le_bytes(), row(3));
+    let [only] = &image.scan().volumes[..] else { panic!("{:?}", ranges(&image.scan())) };
+    assert_eq!((only.entry.slot, only.entry.len), (3, 9 * 512));
+}
+
+/// As libblkid numbers them: behind the logical volumes, and neither the row itself nor what lies outside of it.
+#[test]
+fn the_tables_inside_rows_of_an_mbr_are_read_as_partx_reads_them() {
+    let script = "label: dos\nstart=2048,size=8192,type=a5\nstart=12288,size=8192,type=82\n\
+                  start=24576,size=8192,type=81\nstart=40960,size=8192,type=5\nstart=43008,size=2048,type=83\n";
+    let mut label = vec![0; 512];
+    let mut put = |at: usize, bytes: &[u8]| label[at..at + bytes.len()].copy_from_slice(bytes);
+    for at in [0, 132] {
+        put(at, &0x8256_4557u32.to_le_bytes());
+    }
+    put(40, &512u32.to_le_bytes());
+    put(138, &5u16.to_le_bytes());
+    let rows = [(0, 16u32, 4000u32, 7u8), (1, 5000, 100, 1), (2, 0, 8192, 0), (3, 6000, 0, 0), (4, 9000, 10, 7)];
+    for (row, first, sectors, kind) in rows {
+        put(148 + row * 16, &[sectors, first].map(u32::to_le_bytes).concat());
+        put(148 + row * 16 + 12, &[kind]);
+    }
+    let mut vtoc = vec![0; 512];
+    let mut put = |at: usize, bytes: &[u8]| vtoc[at..at + bytes.len()].copy_from_slice(bytes);
+    put(12, &[0x600d_deeeu32, 1].map(u32::to_le_bytes).concat());
+    put(30, &16u16.to_le_bytes());
+    for (row, tag, first, sectors) in [(0, 2u16, 100u32, 1000u32), (1, 3, 1100, 500), (7, 8, 2000, 64)] {
+        put(72 + row * 12, &tag.to_le_bytes());
+        put(72 + row * 12 + 4, &[first, sectors].map(u32::to_le_bytes).concat());
+    }
+    let image = Image::sfdisk(32 * MIB, script);
+    image.write(&label, 2049 * 512);
+    image.write(&vtoc, 12_289 * 512);
+    let mut minix = vec![0; 512];
+    for (row, first) in [(0, 24_640u32), (1, 26_000)] {
+        minix[446 + row * 16 + 4] = 0x81;
+        minix[446 + row * 16 + 8..446 + row * 16 + 16].copy_from_slice(&[first, 1000].map(u32::to_le_bytes).concat());
+    }
+    minix[510..].copy_from_slice(&[0x55, 0xaa]);
+    image.write(&minix, 24_576 * 512);
+    let said = run("partx", "util-linux", &["-g", "-o", "NR,START,SECTORS", image.path()], "");
+    let mut expected: Vec<Vec<u64>> =
+        said.lines().map(|line| line.split_whitespace().map(|word| word.parse().unwrap()).collect()).collect();
+    let scan = image.scan();
+    let rows = scan.volumes.iter().filter(|volume| volume.entry.kind != "5");
+    let read: Vec<Vec<u64>> = rows.map(|v| vec![v.entry.slot.into(), v.entry.start / 512, v.entry.len / 512]).collect();
+    expected.retain(|row| row[0] != 4);
+    assert_eq!((read.len(), read), (11, expected));
+}
+
 #[test]
 fn an_atari_chain_that_points_back_ends_there() {
     let script = "mklabel atari mkpart extended 64KiB 900KiB mkpart logical ext2 128KiB 256KiB \
