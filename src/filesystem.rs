@@ -2,6 +2,7 @@
 
 pub mod ext;
 pub mod fat;
+pub mod foreign;
 pub mod iso9660;
 
 use std::borrow::Cow;

@@ -6,7 +6,7 @@ use std::io::Write;
 use anyhow::Result;
 use imgfs::bytes::Evidence;
 use imgfs::encryption::Encrypted;
-use imgfs::filesystem::Summary;
+use imgfs::filesystem::{Summary, foreign};
 use imgfs::stack::{Image, Part, Tree};
 use imgfs::text::{printable, tamed};
 use serde_json::{Value, json};
@@ -100,7 +100,10 @@ fn print_part(part: &Part, out: &mut dyn Write) -> Result<()> {
     writeln!(out)?;
     match &part.tree {
         Tree::Open { summary, .. } => print_summary(summary, out)?,
-        Tree::Unknown => writeln!(out, "  no file system that imgfs knows: only {}.img", part.name)?,
+        Tree::Unknown => match foreign::name(part.device.as_ref()) {
+            Some(name) => writeln!(out, "  {name}, which imgfs does not read: only {}.img", part.name)?,
+            None => writeln!(out, "  no file system that imgfs knows: only {}.img", part.name)?,
+        },
         Tree::Broken(error) => writeln!(out, "  no tree: {}", tamed(&error.to_string()))?,
         Tree::Encrypted(encrypted) => print_encrypted(encrypted, out)?,
         Tree::Structural => {}

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use fuser::{Config, Session, SessionACL};
-use imgfs::filesystem::{FileSystem, FileSystemWrite};
+use imgfs::filesystem::{FileSystem, FileSystemWrite, foreign};
 use imgfs::forest::{Escaped, Symlinks};
 use imgfs::fuse::{Adapter, View};
 use imgfs::stack::{Image, Tree, Writing};
@@ -341,7 +341,10 @@ fn tree(image: &Image, options: &MountOptions, mountpoint: &Path) -> Result<Arc<
         (Some(Tree::Encrypted(_)), _) => bail!("this volume is encrypted: --key-file FILE opens it"),
         (Some(Tree::Broken(error)), _) => Err(error.clone()).context("this volume has no tree"),
         (_, Some(name)) => bail!("there is no tree {name}; `imgfs info` lists what there is"),
-        (_, None) => bail!("no file system that imgfs knows; without -o tree, disk.img shows the bytes"),
+        (_, None) => match image.parts.iter().find_map(|part| foreign::name(part.device.as_ref())) {
+            Some(name) => bail!("{name}, which imgfs does not read; without -o tree, disk.img shows the bytes"),
+            None => bail!("no file system that imgfs knows; without -o tree, disk.img shows the bytes"),
+        },
     }
 }
 

@@ -34,6 +34,19 @@ impl Case {
 }
 
 #[test]
+fn info_names_the_file_systems_that_it_does_not_read() {
+    let scratch = Scratch::new();
+    let image = scratch.path("foreign.img");
+    let path = image.to_str().unwrap();
+    std::fs::write(&image, vec![0; 4 << 20]).unwrap();
+    assert!(ok(&["info", path]).contains("  no file system that imgfs knows: only disk.img\n"));
+    tool("util-linux", "mkswap", &[path]);
+    assert!(ok(&["info", path]).contains("  swap space, which imgfs does not read: only disk.img\n"));
+    let refused = run(&["mount", "-o", "tree", path, scratch.path("").to_str().unwrap()]);
+    assert!(refused.code != Some(0) && refused.err.contains("swap space, which imgfs"), "{}", refused.err);
+}
+
+#[test]
 fn info_says_what_an_image_is_and_how_that_is_known() {
     let case = Case::new("demo.img");
     let text = ok(&["info", case.image.to_str().unwrap()]);
