@@ -444,3 +444,68 @@ fn iso9660_reads_as_xorriso_isoinfo_7z_and_the_sleuth_kit_read_it() {
 fn ext_reads_as_debugfs_and_the_sleuth_kit_read_it() {
     compare("ext", "filesystem/ext", &["demo.img"]);
 }
+
+/// An interrupted download: what it shows is what the whole image has, or an error; nothing is shown
+/// as empty, and nothing is left out without one.
+#[test]
+fn a_cut_image_shows_the_same_or_an_error() {
+    let scratch = Scratch::new();
+    let (mut compared, mut errors) = (0, 0);
+    for format in ["fat", "iso9660", "ext"] {
+        let folder = project().join("testimages/filesystem").join(format);
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let Some(name) = name.strip_suffix(".zst") else { continue };
+            let path = testimage(&format!("filesystem/{format}/{name}"), &scratch.path(""));
+            let bytes = std::fs::read(&path).unwrap();
+            let whole = readable(&bytes, &scratch.path("cut")).expect(name).0;
+            for percent in [2, 5, 11, 25, 50, 80, 97] {
+                let len = bytes.len() * percent / 100;
+                let Some((cut, failed)) = readable(&bytes[..len], &scratch.path("cut")) else { continue };
+                for (path, what) in &cut {
+                    assert!(whole.get(path) == Some(what), "{name}, {percent} %: {}", String::from_utf8_lossy(path));
+                }
+                assert!(cut.len() == whole.len() || failed > 0, "{name}, {percent} %: rows are missing");
+                compared += cut.len();
+                errors += failed;
+            }
+        }
+    }
+    println!("{compared} nodes are the same, {errors} are errors");
+    assert!(compared > 1000 && errors > 100);
+}
+
+/// What can be read, and how many nodes cannot; `None` when no tree opens.
+fn readable(bytes: &[u8], path: &Path) -> Option<(Found, usize)> {
+    fn walk(fs: &dyn FileSystem, dir: NodeId, prefix: &[u8], found: &mut Found, failed: &mut usize) {
+        let mut rows = Vec::new();
+        let listed = fs.read_dir(dir, 0, &mut |row| {
+            rows.push((row.name.into_owned(), row.node, row.kind));
+            true
+        });
+        *failed += usize::from(listed.is_err());
+        for (name, node, kind) in rows {
+            let path = [prefix, &name].concat();
+            let what = match kind {
+                Kind::Directory => {
+                    walk(fs, node, &[path.as_slice(), b"/"].concat(), found, failed);
+                    Ok(String::new())
+                }
+                Kind::Symlink => fs.read_link(node).map(|target| hexadecimal(Sha256::digest(target))),
+                Kind::File => Ok(hash_node(fs, node)),
+                _ => fs.attributes(node).map(|attributes| format!("{:?}", attributes.device)),
+            };
+            match what {
+                Ok(what) if !what.starts_with("unreadable") => drop(found.insert(path, (kind, what))),
+                _ => *failed += 1,
+            }
+        }
+    }
+    std::fs::write(path, bytes).unwrap();
+    let image = Image::open(path, &Options::default()).ok()?;
+    let part = image.parts.iter().find(|part| part.what.is_none())?;
+    let Tree::Open { tree, .. } = &part.tree else { return None };
+    let (mut found, mut failed) = (Found::new(), 0);
+    walk(tree.as_ref(), tree.root(), b"", &mut found, &mut failed);
+    Some((found, failed))
+}
