@@ -25,6 +25,11 @@ class Size:
         self.created = 50 if quick else 5000
         self.written = (2 if quick else 256) << 20
         self.overwrites = 64 if quick else 4096
+        # What the curves are drawn through.
+        self.disks_gb = (1, 4) if quick else (1, 10, 100, 1000)
+        self.files = (10, 100) if quick else (1_000, 10_000, 100_000, 1_000_000)
+        self.runs = (1, 16) if quick else (1, 256, 4096, 65536)
+        self.threads = (1, 2) if quick else (1, 2, 4, 8, 16, 32)
 
     @property
     def small_files(self):
@@ -129,8 +134,9 @@ def fat32(path, source, size):
     run("mcopy", "-s", "-i", path, *names, "::/")
 
 
-def fat32_fragmented(path, source, size):
-    """As `fat32`, then every cluster of the big file changes places within the room of the file."""
+def fat32_fragmented(path, source, size, runs=None):
+    """As `fat32`, then the big file is cut into `runs` (default: as many as it has clusters) that change
+    places within its room."""
     fat32(path, source, size)
     with open(path, "r+b") as image:
         boot = image.read(512)
@@ -147,9 +153,13 @@ def fat32_fragmented(path, source, size):
         low, length = struct.unpack_from("<HI", rows, at + 0x1a)
         first = high << 16 | low
         count = length // BLOCK
-        # Halves interleaved: no cluster is followed by its neighbour.
-        half = (count + 1) // 2
-        places = [first + (number // 2 if number % 2 == 0 else half + number // 2) for number in range(count)]
+        # Halves interleaved: no run is followed by its neighbour. The last may be a short one, and stays.
+        each = count // runs if runs else 1
+        whole = count // each
+        half = (whole + 1) // 2
+        place = lambda number: number // 2 if number % 2 == 0 else half + number // 2
+        places = [first + place(number // each) * each + number % each for number in range(whole * each)]
+        places += range(first + whole * each, first + count)
         image.seek(position(first))
         contents = image.read(length)
         for number, place in enumerate(places):
@@ -164,10 +174,30 @@ def fat32_fragmented(path, source, size):
     run("fsck.fat", "-n", path)
 
 
-def gpt_disk(path):
-    """One TB with as many partitions as a GPT holds by default."""
-    sparse(path, 1 << 40)
-    rows = "\n".join(f"start={2048 + number * 16777216}, size=16777216" for number in range(GPT_PARTITIONS - 1))
+def ext4_of_many(path, count):
+    """One directory with so many empty files."""
+    sparse(path, (64 << 20) + count * 1024)
+    run("mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-N", count + 1000, path)
+    mountpoint = path + ".mnt"
+    os.makedirs(mountpoint, exist_ok=True)
+    run("mount", "-o", "loop", path, mountpoint)
+    try:
+        folder = os.path.join(mountpoint, "many")
+        os.mkdir(folder)
+        within = os.open(folder, os.O_RDONLY)
+        for number in range(count):
+            os.close(os.open(f"file number {number:07}.txt", os.O_CREAT | os.O_WRONLY, 0o644, dir_fd=within))
+        os.close(within)
+    finally:
+        run("umount", mountpoint)
+        os.rmdir(mountpoint)
+
+
+def gpt_disk(path, length=1 << 40, partitions=GPT_PARTITIONS):
+    """So many bytes with so many partitions of the same size: by default 1 TB, and as many as a GPT holds."""
+    sparse(path, length)
+    each = length // partitions // 512 // 2048 * 2048
+    rows = "\n".join(f"start={2048 + number * each}, size={each}" for number in range(partitions - 1))
     text = "label: gpt\n" + rows + "\n,\n"
     subprocess.run(["sfdisk", "-q", path], input=text, text=True, check=True, stdout=subprocess.DEVNULL)
 
@@ -189,6 +219,12 @@ def make_all(folder, size):
         "FAT32, fragmented": lambda path: fat32_fragmented(path, source, size),
         "1 TB": gpt_disk,
     }
+    for gb in size.disks_gb:
+        makers[f"{gb} GB"] = lambda path, gb=gb: gpt_disk(path, gb << 30, 4)
+    for count in size.files:
+        makers[f"ext4, {count} files"] = lambda path, count=count: ext4_of_many(path, count)
+    for runs in size.runs:
+        makers[f"FAT32, {runs} runs"] = lambda path, runs=runs: fat32_fragmented(path, source, size, runs)
     images = {"source": source}
     for name, make in makers.items():
         path = os.path.join(folder, name.replace(", ", "-").replace(" ", "") + ".img")

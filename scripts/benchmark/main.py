@@ -31,7 +31,7 @@ def main():
     if words.only:
         table.keep(os.path.join(out, "bench.json"))
     suite = Suite(table, made, size, words.scratch, lambda: report.write(table, out, size, rounds))
-    for part in (suite.ready, suite.trees, suite.flat, suite.writes, suite.commands, suite.more_trees):
+    for part in (suite.ready, suite.trees, suite.flat, suite.writes, suite.commands, suite.growth, suite.directory, suite.more_trees):
         part(rounds, words.only)
     if not any(key not in table.earlier for key in table.values):
         sys.exit(f"bench: nothing is called {words.only}")

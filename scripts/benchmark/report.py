@@ -1,5 +1,6 @@
 """Medians and ratios of what was measured: as a table, as JSON, and as a chart."""
 import json
+import math
 import os
 import platform
 import statistics
@@ -9,7 +10,9 @@ SUITES = {
     "trees": "Files of an image",
     "flat": "The flat file",
     "ready": "From the command to the first listing",
-    "commands": "Commands",
+    "commands": "Commands (what they write goes into memory)",
+    "directory": "The names of a large directory",
+    "growth": "How the cost grows",
     "writes": "Writing (overlay beside an untouched image; the rivals write into a copy)",
 }
 FASTER_IS_LESS = {"s"}
@@ -91,6 +94,7 @@ def write(table, out, size, rounds):
         "bench.json": json.dumps(everything, indent=1) + "\n",
         "bench.md": markdown(rows, facts, size, rounds),
         "bench.svg": chart(rows),
+        "growth.svg": curves(rows),
     }
     for name, text in files.items():
         with open(os.path.join(out, name), "w") as file:
@@ -126,6 +130,8 @@ def markdown(rows, facts, size, rounds):
         if not mine:
             continue
         lines += ["", f"## {title}"]
+        if suite == "growth":
+            lines += ["", "![Curves](growth.svg)"]
         for subject in dict.fromkeys((row["subject"], row["state"]) for row in mine):
             part = [row for row in mine if (row["subject"], row["state"]) == subject]
             names = list(dict.fromkeys(["imgfs"] + [name for row in part for name in sorted(row["medians"])]))
@@ -179,4 +185,41 @@ def chart(rows):
     style = "text{font:12px sans-serif;fill:#111}.h{font-weight:bold;font-size:14px}.v{font-size:11px;fill:#333}"
     total = label + width + 210
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total} {y}" width="{total}" height="{y}">'
+            f'<style>{style}</style><rect width="100%" height="100%" fill="#fff"/>' + "".join(parts) + "</svg>\n")
+
+
+def curves(rows):
+    """A panel for each number that grows, both axes logarithmic."""
+    width, height, left, top = 420, 180, 80, 34
+    parts, y = [], 0
+    mine = [row for row in rows if row["suite"] == "growth"]
+    for subject in dict.fromkeys(row["subject"] for row in mine):
+        points = {}
+        for row in (row for row in mine if row["subject"] == subject):
+            at = float(row["measure"].split()[0].replace(",", ""))
+            for name, value in row["medians"].items():
+                points.setdefault(name, []).append((at, value, shown(value, row["unit"])))
+        across = [math.log(x) for of in points.values() for x, _, _ in of]
+        up = [math.log(value) for of in points.values() for _, value, _ in of]
+
+        def place(x, value):
+            fraction = lambda v, of: (math.log(v) - min(of)) / ((max(of) - min(of)) or 1)
+            return left + width * fraction(x, across), y + top + height * (1 - fraction(value, up))
+
+        parts.append(f'<text x="10" y="{y + 20}" class="h">{subject}</text>')
+        parts.append(f'<rect x="{left}" y="{y + top}" width="{width}" height="{height}" fill="none" stroke="#d1d5db"/>')
+        for x in sorted({x for of in points.values() for x, _, _ in of}):
+            parts.append(f'<text x="{place(x, math.exp(min(up)))[0]:.0f}" y="{y + top + height + 14}" text-anchor="middle" class="v">{x:,.0f}</text>')
+        extremes = {value: text for of in points.values() for _, value, text in of}
+        for value in (min(extremes), max(extremes)):
+            parts.append(f'<text x="{left - 4}" y="{place(math.exp(across[0]), value)[1] + 4:.0f}" text-anchor="end" class="v">{extremes[value]}</text>')
+        rivals = iter(RIVAL)
+        for number, (name, of) in enumerate(points.items()):
+            color = COLORS.get(name) or next(rivals, "#9333ea")
+            line = " ".join("{:.0f},{:.0f}".format(*place(x, value)) for x, value, _ in of)
+            parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"/>')
+            parts.append(f'<text x="{left + width + 10}" y="{y + top + 14 + 16 * number}" fill="{color}" class="n">{name}</text>')
+        y += top + height + 30
+    style = "text{font:11px sans-serif}.h{font-weight:bold;font-size:14px;fill:#111}.v{fill:#333}.n{font-size:12px}"
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {max(y, 1)}" width="640" height="{max(y, 1)}">'
             f'<style>{style}</style><rect width="100%" height="100%" fill="#fff"/>' + "".join(parts) + "</svg>\n")

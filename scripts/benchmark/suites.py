@@ -138,12 +138,67 @@ class Suite:
         rivals = [one for one in contenders.flat("raw", None) if one.name != "imgfs"]
 
         def one(contender):
-            with Mount(contender, self.images["1 TB"], os.path.join(self.scratch, "at")) as mount:
-                target = mount.mountpoint
-                os.listdir(target) if os.path.isdir(target) else os.stat(target)
-                seconds = time.perf_counter() - mount.started
-                self.table.put("ready", "1 TB, 128 partitions", "warm", "ready", "s", contender.name, seconds)
+            seconds = self.time_to_list(contender, self.images["1 TB"])
+            self.table.put("ready", "1 TB, 128 partitions", "warm", "ready", "s", contender.name, seconds)
         self.each_round(rounds, [contenders.IMGFS_TREE] + rivals, one)
+
+    def time_to_list(self, contender, image):
+        """Seconds from the start of the program to an answer from its mount."""
+        with Mount(contender, image, os.path.join(self.scratch, "at")) as mount:
+            target = mount.mountpoint
+            os.listdir(target) if os.path.isdir(target) else os.stat(target)
+            return time.perf_counter() - mount.started
+
+    def growth(self, rounds, only):
+        """One number of an image is raised, all others stay."""
+        if only not in "growth":
+            return
+        size, trees = self.size, [contenders.IMGFS_TREE, contenders.LOOP, contenders.FUSE2FS]
+
+        def put(subject, number, what, unit, name, value):
+            self.table.put("growth", subject, "warm", f"{number:,} {what}", unit, name, value)
+
+        for gb in size.disks_gb:
+            def ready(one):
+                put("ready, by the size of the disk", gb, "GB", "s", one.name, self.time_to_list(one, self.images[f"{gb} GB"]))
+            self.each_round(rounds, [one for one in contenders.flat("raw", None) if one.name in ("imgfs", "xmount")], ready)
+        for count in size.files:
+            def walk(one):
+                with self.mount(one, self.images[f"ext4, {count} files"]) as mount:
+                    put("stat walk, by the files of one directory", count, "files", "s", one.name,
+                        work.in_child(lambda: work.stat_walk(mount.path)))
+            self.each_round(rounds, trees, walk)
+        for runs in size.runs:
+            def reads(one):
+                with self.mount(one, self.images[f"FAT32, {runs} runs"]) as mount:
+                    seconds = work.in_child(lambda: work.random_reads(os.path.join(mount.path, "big.bin"), size.random_reads, 4))
+                    put("random 4 KiB, 4 at once, by the runs of the file", runs, "runs", "/s", one.name, size.random_reads / seconds)
+            self.each_round(rounds, contenders.TREES["FAT"], reads)
+        for threads in size.threads:
+            def reads_at_once(one):
+                with self.mount(one, self.images["ext4"]) as mount:
+                    seconds = work.in_child(lambda: work.random_reads(os.path.join(mount.path, "big.bin"), size.random_reads, threads))
+                    put("random 4 KiB, by the number of readers", threads, "readers", "/s", one.name, size.random_reads / seconds)
+            self.each_round(rounds, trees, reads_at_once)
+
+    def directory(self, rounds, only):
+        """The names alone of the largest directory."""
+        if only not in "directory":
+            return
+        count = max(self.size.files)
+
+        def one(contender):
+            def put(measure, unit, value):
+                self.table.put("directory", f"{count:,} files", "warm", measure, unit, contender.name, value)
+
+            with self.mount(contender, self.images[f"ext4, {count} files"]) as mount:
+                for again in ("", ", again"):
+                    first, last = work.in_child(lambda: work.names(os.path.join(mount.path, "many")))
+                    put("first name" + again, "s", first)
+                    put("all names" + again, "s", last)
+                if mount.peak_memory():
+                    put("peak memory", "MB", mount.peak_memory() / 1e6)
+        self.each_round(rounds, [contenders.IMGFS_TREE, contenders.LOOP, contenders.FUSE2FS], one)
 
     def command(self, subject, measure, name, words, before=None):
         """Times a command; what it says goes nowhere."""
@@ -153,8 +208,19 @@ class Suite:
         self.table.put("commands", subject, "warm", measure, "s", name, seconds)
 
     def commands(self, rounds, only):
-        out = os.path.join(self.scratch, "out")
+        if only not in "commands" and not any(only in f"commands {name}" for name in self.images):
+            return
+        # In memory: a host's file system that has just deleted thousands of files is slow to make new ones.
+        memory = os.path.join(self.scratch, "memory")
+        os.makedirs(memory)
+        subprocess.run(["mount", "-t", "tmpfs", "bench", memory], check=True)
+        try:
+            self.commands_into(os.path.join(memory, "out"), rounds, only)
+        finally:
+            subprocess.run(["umount", memory], check=True)
+            os.rmdir(memory)
 
+    def commands_into(self, out, rounds, only):
         def clean():
             shutil.rmtree(out, ignore_errors=True)
             os.makedirs(out)
