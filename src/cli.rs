@@ -61,6 +61,7 @@ enum Command {
     /// Mount in the user's runtime folder, and show that in the file manager
     Open(open::Args),
     /// Unmount, and return when the daemon is gone
+    #[command(alias = "unmount")]
     Umount(umount::Args),
     /// List what is mounted, by whom, and where changes go
     List(list::Args),
@@ -126,6 +127,10 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
     if helper::is_called(words.first().map(OsString::as_os_str)) {
         return helper::run(words.get(1..).unwrap_or_default());
     }
+    if let Some(problem) = words.get(1).and_then(|word| misspelt(word)) {
+        eprintln!("imgfs: {problem}");
+        return ExitCode::from(2);
+    }
     let cli = Cli::parse_from(with_mount(words));
     let result = match cli.command {
         Command::Mount(args) => mount::run(&args),
@@ -173,12 +178,33 @@ fn allow_many_files() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
+/// What is wrong with a first word that looks like a command, is none, and no file either.
+fn misspelt(word: &OsStr) -> Option<String> {
+    let word = word.to_str().filter(|word| word.bytes().all(|byte| byte.is_ascii_alphabetic()))?;
+    if is_command(word.as_ref()) || std::path::Path::new(word).symlink_metadata().is_ok() {
+        return None;
+    }
+    let command = Cli::command();
+    let names = command.get_subcommands().filter(|known| !known.is_hide_set()).map(clap::Command::get_name);
+    let near = names.map(|name| (strsim::damerau_levenshtein(name, word), name)).min();
+    let advice = match near.filter(|(distance, name)| *distance <= 2 && *distance < name.len()) {
+        Some((_, name)) => format!("did you mean `imgfs {name}`?"),
+        None => "`imgfs --help` lists the commands".to_owned(),
+    };
+    Some(format!("{word}: no image is there, and no command is called so; {advice}"))
+}
+
+fn is_command(word: &OsStr) -> bool {
+    let command = Cli::command();
+    let named = |known: &clap::Command| {
+        std::iter::once(known.get_name()).chain(known.get_all_aliases()).any(|name| word == OsStr::new(name))
+    };
+    word == "help" || command.get_subcommands().any(named)
+}
+
 /// `imgfs IMAGE MOUNTPOINT` is `imgfs mount IMAGE MOUNTPOINT`: a first word that names no command
 /// is an image.
 fn with_mount(mut args: Vec<OsString>) -> Vec<OsString> {
-    let command = Cli::command();
-    let is_command =
-        |word: &OsStr| word == "help" || command.get_subcommands().any(|known| word == OsStr::new(known.get_name()));
     let first = args.get(1).map(OsString::as_os_str);
     let own_flag = |word: &OsStr| ["-h", "--help", "-V", "--version"].iter().any(|flag| word == OsStr::new(flag));
     if first.is_some_and(|word| !is_command(word) && !own_flag(word)) {

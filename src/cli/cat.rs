@@ -6,11 +6,12 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use imgfs::filesystem::{FileSystem, Kind, NodeId};
+use imgfs::text::printable;
 
 use super::Outcome;
 use super::parallel::in_order;
 use super::sandbox::Sandbox;
-use super::target::{ImageArgs, Target};
+use super::target::{ImageArgs, Target, trimmed};
 
 /// Bytes read at a time: large enough for a device to be asked rarely.
 const PIECE: usize = 1 << 20;
@@ -39,6 +40,10 @@ pub fn run(args: &Args) -> Result<Outcome> {
         let image = target.open(&args.image)?;
         let forest = image.forest();
         let node = target.find(&image, &forest)?;
+        if let Ok(link) = forest.read_link(node) {
+            anyhow::bail!("{} is a symbolic link to {}", text.display(), printable(&link));
+        }
+        ensure!(!trimmed(&target.path).is_empty(), "{0} is a whole image: its bytes are {0}:/disk.img", text.display());
         each_piece_ahead(&forest, node, &mut |piece| Ok(out.write_all(piece)?))
             .with_context(|| text.display().to_string())?;
     }

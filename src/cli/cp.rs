@@ -37,6 +37,7 @@ const LARGE: u64 = 8 << 20;
 const WAITING: usize = 64;
 
 #[derive(clap::Args)]
+#[command(override_usage = "imgfs cp [OPTIONS] IMAGE:/PATH... DEST\n       imgfs cp [OPTIONS] FILE... IMAGE:/PATH")]
 pub struct Args {
     /// Keep times, modes, owners (as root), links and extended attributes; implies -r
     #[arg(short, long)]
@@ -51,7 +52,7 @@ pub struct Args {
     edit: EditArgs,
     /// What to copy, as in the mount, and where to: a directory, or a new name; or files of the
     /// host, and where they go in an image
-    #[arg(required = true, num_args = 2.., value_name = "IMAGE:/PATH... DEST | FILE... IMAGE:/PATH")]
+    #[arg(required = true, num_args = 2.., value_name = "PATH")]
     names: Vec<OsString>,
 }
 

@@ -1,10 +1,12 @@
 //! `-o name[=value],...`: one table of names for all commands, spelled as mount(8) and the kernel
 //! spell them.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use imgfs::device::overlay::{self, Overlay};
 use imgfs::filesystem::NameMap;
 use imgfs::stack::{self, Writing};
@@ -117,14 +119,26 @@ pub struct OverlayArgs {
     pub log: Option<PathBuf>,
 }
 
+/// An image in the place of its overlay is a slip that can be told.
+pub fn is_no_image(overlay: &Path) -> Result<()> {
+    let own = beside(overlay);
+    let mut magic = [0; 4];
+    let read = File::open(overlay).and_then(|mut file| file.read_exact(&mut magic));
+    let is_overlay = read.is_ok() && magic == *b"QFI\xfb";
+    ensure!(is_overlay || !own.is_file(), "{}: that is an image: its overlay is {}", overlay.display(), own.display());
+    Ok(())
+}
+
 impl OverlayArgs {
     /// Gives up all rights but those to read the overlay and its base, and to fill a folder.
     pub fn confine(&self, output: Option<&Path>) -> Result<()> {
+        is_no_image(&self.overlay)?;
         self.keeping(output).enter()
     }
 
     /// The same, and to change both.
     pub fn confine_to_change(&self) -> Result<()> {
+        is_no_image(&self.overlay)?;
         let mut sandbox = self.keeping(None);
         sandbox.change(&self.overlay);
         if let Ok(base) = stack::base_of(&self.overlay, self.base.as_deref()) {

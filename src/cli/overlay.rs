@@ -10,7 +10,7 @@ use imgfs::text::{printable, tamed};
 use serde_json::json;
 
 use super::sandbox::{SafetyArgs, Sandbox};
-use super::{Outcome, document};
+use super::{Outcome, document, options};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -56,6 +56,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
 }
 
 fn confine(safety: &SafetyArgs, overlay: &Path) -> Result<()> {
+    options::is_no_image(overlay)?;
     let mut sandbox = Sandbox::new(safety);
     sandbox.image(overlay);
     sandbox.enter()

@@ -9,6 +9,7 @@ use imgfs::error::Error;
 use imgfs::filesystem::{FileSystem, NodeId};
 use imgfs::forest::Forest;
 use imgfs::stack::{Image, Tree};
+use rustix::io::Errno;
 
 use super::key::{self, KeyArgs};
 use super::options::{self, MountOptions};
@@ -77,8 +78,7 @@ impl Target {
                 return Ok(Self { image, offset, path: path.get(1..).unwrap_or_default().to_vec() });
             }
         }
-        let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
-        Err(missing).with_context(|| format!("{}", Path::new(text).display()))
+        Err(missing(Path::new(text)))
     }
 
     /// Opens the image.
@@ -101,7 +101,10 @@ impl Target {
                 Some(name) => {
                     format!("{} (did you mean /{name}/{}?)", shown(), imgfs::text::printable(trimmed(&self.path)))
                 }
-                None => shown(),
+                None => match self.treeless(image) {
+                    Some(why) => format!("{} ({why})", shown()),
+                    None => shown(),
+                },
             }),
             other => other.with_context(shown),
         }
@@ -126,6 +129,18 @@ impl Target {
         forest.find(&path)
     }
 
+    /// Why a part that the path starts with has nothing below it.
+    fn treeless(&self, image: &Image) -> Option<String> {
+        let first = trimmed(&self.path).split(|&byte| byte == b'/').next()?;
+        let part = image.part(std::str::from_utf8(first).ok()?)?;
+        match &part.tree {
+            Tree::Broken(error) => Some(format!("{} has no tree: {error}", part.name)),
+            Tree::Encrypted(_) => Some(format!("{} is encrypted: --key-file opens it", part.name)),
+            Tree::Unknown => Some(format!("{} has no file system that imgfs knows", part.name)),
+            Tree::Open { .. } | Tree::Structural => None,
+        }
+    }
+
     /// The first volume that has the path below its root.
     fn suggestion<'a>(&self, image: &'a Image) -> Option<&'a str> {
         let has = |tree: &Tree| match tree {
@@ -140,6 +155,26 @@ impl Target {
         let name = self.path.split(|&byte| byte == b'/').rfind(|name| !name.is_empty() && *name != b".")?;
         Some(OsString::from_vec(name.to_vec()))
     }
+}
+
+/// Why there is no image of a name, and what may have been meant.
+fn missing(name: &Path) -> anyhow::Error {
+    let shown = name.display();
+    if name.as_os_str() == "-" {
+        return anyhow::anyhow!(
+            "-: an image is read from any place at any time, which a pipe cannot do: put it into a file"
+        );
+    }
+    let image = name.ancestors().skip(1).find(|above| above.is_file());
+    if let Some((image, inside)) = image.and_then(|image| Some((image, name.strip_prefix(image).ok()?))) {
+        return anyhow::anyhow!(
+            "{shown}: what is in an image comes after a colon: {}:/{}",
+            image.display(),
+            inside.display()
+        );
+    }
+    let error = name.symlink_metadata().err().unwrap_or_else(|| Errno::NOENT.into());
+    anyhow::Error::new(error).context(shown.to_string())
 }
 
 /// A path without slashes at its ends.

@@ -13,13 +13,13 @@ use super::runtime::{self, Mounted, Waiter};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Detach now, end when the last user is gone
-    #[arg(short = 'z', long)]
+    /// Detach now, end when the last user is gone (also -l, as for umount(8))
+    #[arg(short = 'z', short_alias = 'l', long)]
     lazy: bool,
     /// Everything that imgfs has mounted: this user's mounts; as root everyone's
     #[arg(short, long, conflicts_with = "mountpoints")]
     all: bool,
-    /// Mount points
+    /// Mount points; or an image that is mounted once
     #[arg(required_unless_present = "all")]
     mountpoints: Vec<PathBuf>,
 }
@@ -30,12 +30,27 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     for mountpoint in &args.mountpoints {
         let path = runtime::absolute(mountpoint)?;
-        let mounted = runtime::mounted_at(&path)?
-            .with_context(|| format!("{}: nothing is mounted there; `imgfs list` shows what is", path.display()))?;
+        let mounted = match runtime::mounted_at(&path)? {
+            Some(mounted) => mounted,
+            None => of_image(mountpoint, &path)?,
+        };
         ensure!(mounted.is_ours(), "{}: a mount of {}, not of imgfs", path.display(), mounted.kind);
         one(&mounted, args.lazy)?;
     }
     Ok(Outcome::Complete)
+}
+
+/// The only mount of an image.
+fn of_image(name: &Path, path: &Path) -> Result<Mounted> {
+    let image = name.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let is_it = |source: &Path| source == path || source.canonicalize().is_ok_and(|source| source == image);
+    let mut found: Vec<Mounted> =
+        runtime::mounts()?.into_iter().filter(|mounted| mounted.is_ours() && is_it(&mounted.source)).collect();
+    match (found.pop(), found.len()) {
+        (Some(only), 0) => Ok(only),
+        (Some(_), more) => bail!("{}: mounted {} times; `imgfs list` shows where", path.display(), more + 1),
+        (None, _) => bail!("{}: nothing is mounted there; `imgfs list` shows what is", path.display()),
+    }
 }
 
 fn one(mounted: &Mounted, lazy: bool) -> Result<()> {

@@ -9,6 +9,7 @@ mod differential;
 mod disks;
 mod dmg;
 mod encryption;
+mod everyday;
 mod evil;
 mod ewf;
 mod ext;
