@@ -72,6 +72,11 @@ def package(name):
     return version("dpkg-query", "-W", "-f", "${Package} ${Version}\n", name)
 
 
+def runnable():
+    with open("/proc/loadavg") as text:
+        return int(text.read().split()[3].split("/")[0])
+
+
 def machine():
     with open("/proc/cpuinfo") as rows:
         model = next((row.split(":", 1)[1].strip() for row in rows if row.startswith("model name")), "?")
@@ -80,7 +85,8 @@ def machine():
     return {
         "processor": model, "cores": os.cpu_count(), "memory_gib": memory, "kernel": platform.release(),
         "system": version("sh", "-c", ". /etc/os-release && echo $PRETTY_NAME"),
-        "busy": round(os.getloadavg()[0], 1),
+        # Without this one. The load average would also count what waits for a disk.
+        "busy": runnable() - 1,
         "imgfs": version("imgfs", "--version"),
         "rivals": [package(name) for name in (
             "fuse2fs", "fuseiso", "fusefat", "mtools", "p7zip-full", "xmount", "nbdkit", "libnbd-bin", "qemu-utils")],
@@ -109,17 +115,19 @@ def shown(value, unit):
 
 
 def markdown(rows, facts, size, rounds):
+    counts = sorted({len(of) for row in rows for of in row["rounds"].values()} or {rounds})
+    rounds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     lines = [
         "# How fast imgfs is",
         "",
         "Made by `scripts/bench`; the values of every round are in [bench.json](bench.json).",
         "",
         f"- {facts['imgfs']}; {facts['processor']}, {facts['cores']} cores, {facts['memory_gib']} GiB; Linux {facts['kernel']}, "
-        f"{facts['system']}; load {facts['busy']} at the end.",
+        f"{facts['system']}; {facts['busy']} other processes wanted a core at the end.",
         f"- Rivals: {', '.join(filter(None, facts['rivals']))}.",
         f"- Each image holds one file of {size.big >> 20} MB and {size.small_files:,} files of 1-16 KiB in {size.folders} folders. "
         "*Fragmented*: no 4 KiB block of the big file lies beside its neighbour.",
-        f"- Medians of {rounds} rounds (bench.json shows where there are fewer); within a round the contenders take turns, in another order each time. Every mount is fresh. "
+        f"- Medians of {rounds} rounds (bench.json has each); within a round the contenders take turns, in another order each time. Every mount is fresh. "
         "*Warm*: the image is in the host's memory; *cold*: the host's caches were dropped. *Again*: the same once more in the same mount.",
         "- In brackets: how many times as good imgfs is as that contender, in the middle of the pairs of a round. Above 1 imgfs is better.",
         "",
