@@ -646,7 +646,23 @@ fn the_tables_inside_rows_of_an_mbr_are_read_as_partx_reads_them() {
     let rows = scan.volumes.iter().filter(|volume| volume.entry.kind != "5");
     let read: Vec<Vec<u64>> = rows.map(|v| vec![v.entry.slot.into(), v.entry.start / 512, v.entry.len / 512]).collect();
     expected.retain(|row| row[0] != 4);
-    assert_eq!((read.len(), read), (11, expected));
+    // What partx of util-linux 2.38 says. That of 2.41 no longer looks into the rows.
+    let recorded = [
+        [1, 2048, 8192],
+        [2, 12_288, 8192],
+        [3, 24_576, 8192],
+        [5, 43_008, 2048],
+        [6, 2064, 4000],
+        [7, 7048, 100],
+        [8, 12_388, 1000],
+        [9, 13_388, 500],
+        [10, 14_288, 64],
+        [11, 24_640, 1000],
+        [12, 26_000, 1000],
+    ];
+    assert_eq!(read, recorded);
+    let seen = if expected.len() > 4 { &recorded[..] } else { &recorded[..4] };
+    assert_eq!(expected, seen);
 }
 
 #[test]
