@@ -180,7 +180,7 @@ impl<K: Hash + Eq, V> Drop for Pending<'_, K, V> {
 }
 
 /// Locks a map that no panic can leave half-changed, so that the poison of one is ignored.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -127,11 +127,15 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
     if helper::is_called(words.first().map(OsString::as_os_str)) {
         return helper::run(words.get(1..).unwrap_or_default());
     }
-    if let Some(problem) = words.get(1).and_then(|word| misspelt(word)) {
+    let given = words.len();
+    let words = with_mount(words);
+    // What was taken for an image.
+    let image = words.get(2).filter(|_| words.len() > given);
+    if let Some(problem) = image.and_then(|word| misspelt(word)) {
         eprintln!("imgfs: {problem}");
         return ExitCode::from(2);
     }
-    let cli = Cli::parse_from(with_mount(words));
+    let cli = Cli::parse_from(words);
     let result = match cli.command {
         Command::Mount(args) => mount::run(&args),
         Command::Open(args) => open::run(&args),
@@ -178,10 +182,10 @@ fn allow_many_files() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-/// What is wrong with a first word that looks like a command, is none, and no file either.
+/// What is wrong with a first word that looks like a command, of which there is none, and is no file either.
 fn misspelt(word: &OsStr) -> Option<String> {
     let word = word.to_str().filter(|word| word.bytes().all(|byte| byte.is_ascii_alphabetic()))?;
-    if is_command(word.as_ref()) || std::path::Path::new(word).symlink_metadata().is_ok() {
+    if std::path::Path::new(word).symlink_metadata().is_ok() {
         return None;
     }
     let command = Cli::command();

@@ -2,9 +2,10 @@
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use anyhow::{Context, Result, ensure};
+use imgfs::cache::lock;
 use imgfs::filesystem::{FileSystem, Kind, NodeId};
 use imgfs::text::printable;
 
@@ -60,9 +61,8 @@ fn each_piece_ahead(tree: &dyn FileSystem, file: NodeId, take: &mut dyn FnMut(&[
     }
     // Buffers that were taken and wait for the next piece.
     let spare = Mutex::new(Vec::new());
-    let lock = || spare.lock().unwrap_or_else(PoisonError::into_inner);
     let read = |start: u64| -> Result<(Vec<u8>, usize)> {
-        let mut buffer = lock().pop().unwrap_or_else(|| vec![0; PIECE]);
+        let mut buffer = lock(&spare).pop().unwrap_or_else(|| vec![0; PIECE]);
         let wanted = usize::try_from(size - start).unwrap_or(PIECE).min(PIECE);
         let mut done = 0;
         while let Some(rest) = buffer.get_mut(done..wanted).filter(|rest| !rest.is_empty()) {
@@ -75,7 +75,7 @@ fn each_piece_ahead(tree: &dyn FileSystem, file: NodeId, take: &mut dyn FnMut(&[
     in_order((0..size).step_by(PIECE), AHEAD, read, &mut |piece| {
         let (buffer, len) = piece?;
         take(buffer.get(..len).unwrap_or_default())?;
-        lock().push(buffer);
+        lock(&spare).push(buffer);
         Ok(())
     })
 }

@@ -13,9 +13,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 
 use anyhow::{Context, Result, bail, ensure};
+use imgfs::cache::lock;
 use imgfs::error::Error;
 use imgfs::filesystem::{Attributes, FileSystem, Kind, NodeId, Timestamp};
 use imgfs::forest::Forest;
@@ -499,10 +500,6 @@ fn enter(above: &Folder, row: &Row, path: &[u8]) -> Result<Folder> {
 /// Lets no worker begin another piece.
 fn end(at: &Mutex<u64>, job: &Job) {
     *lock(at) = job.attributes.size;
-}
-
-fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
-    what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A failure of the place that is written to, not of the image.

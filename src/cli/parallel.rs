@@ -3,6 +3,7 @@
 use std::sync::{Condvar, Mutex, PoisonError, mpsc};
 
 use anyhow::Result;
+use imgfs::cache::lock;
 
 /// Number of workers.
 pub fn cores() -> usize {
@@ -22,17 +23,16 @@ pub fn in_order<J: Send, T: Send>(
     let jobs = Mutex::new(jobs.enumerate());
     // How many results were taken; `None` when nobody takes more.
     let taken = (Mutex::new(Some(0usize)), Condvar::new());
-    let lock = || taken.0.lock().unwrap_or_else(PoisonError::into_inner);
     let (send, receive) = mpsc::channel();
     std::thread::scope(|scope| {
         for _ in 0..workers {
-            let (send, jobs, work, taken, lock) = (send.clone(), &jobs, &work, &taken, &lock);
+            let (send, jobs, work, taken) = (send.clone(), &jobs, &work, &taken);
             scope.spawn(move || {
                 loop {
-                    let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).next();
+                    let next = lock(jobs).next();
                     let Some((at, job)) = next else { return };
                     let too_far = |done: &mut Option<usize>| done.is_some_and(|done| at >= done + window);
-                    let done = taken.1.wait_while(lock(), too_far).unwrap_or_else(PoisonError::into_inner);
+                    let done = taken.1.wait_while(lock(&taken.0), too_far).unwrap_or_else(PoisonError::into_inner);
                     if done.is_none() {
                         return;
                     }
@@ -56,11 +56,11 @@ pub fn in_order<J: Send, T: Send>(
                 if outcome.is_err() {
                     break 'all;
                 }
-                *lock() = Some(expected);
+                *lock(&taken.0) = Some(expected);
                 taken.1.notify_all();
             }
         }
-        *lock() = None;
+        *lock(&taken.0) = None;
         taken.1.notify_all();
         outcome
     })

@@ -63,13 +63,16 @@ pub(super) struct Row {
 /// All rows of the label that begins at a byte; `None` when there is none.
 pub(super) fn rows_at(device: &dyn BlockDevice, at: u64) -> Result<Option<Vec<Row>>> {
     let Some(bytes) = label_at(device, at)? else { return Ok(None) };
-    let label = Record::new("bsd", "disklabel", at, &bytes);
+    rows(&Record::new("bsd", "disklabel", at, &bytes), at).map(Some)
+}
+
+fn rows(label: &Record<'_>, at: u64) -> Result<Vec<Row>> {
     let count = usize::from(label.le16(138)?);
     let rows = label.tail(ROWS_AT)?.as_chunks::<ROW_LEN>().0.iter().take(count).map(|row| {
         let row = Record::new("bsd", "disklabel row", at, row);
         Ok(Row { sectors: row.le32(0)?, first: row.le32(4)?, kind: row.u8(12)? })
     });
-    rows.collect::<Result<_>>().map(Some)
+    rows.collect()
 }
 
 fn table(device: &Device) -> Result<Table> {
@@ -87,37 +90,31 @@ fn table(device: &Device) -> Result<Table> {
         // parted writes such labels.
         note(&mut table.notes, "the checksum of the disklabel is wrong".to_owned());
     }
-    let rows = label.tail(ROWS_AT)?.as_chunks::<ROW_LEN>().0.iter().take(count);
-    let base = base(&label, device.size(), unit)?;
+    let rows = rows(&label, at)?;
+    let base = base(&rows, device.size(), unit);
     if base != 0 {
         note(&mut table.notes, format!("the rows count from sector {base} of the disk that this volume was on"));
     }
     for (slot, row) in (1..).zip(rows) {
-        let row = Record::new("bsd", "disklabel row", at, row);
-        let (count, first) = (row.le32(0)?, row.le32(4)?);
-        if count == 0 || (slot == WHOLE && first == base) {
+        if row.sectors == 0 || (slot == WHOLE && row.first == base) {
             continue;
         }
-        let Some(first) = first.checked_sub(base) else {
+        let Some(first) = row.first.checked_sub(base) else {
             note(&mut table.notes, format!("row {slot} lies before this volume"));
             continue;
         };
-        let Some((start, len)) = byte_range(first.into(), count.into(), unit) else {
+        let Some((start, len)) = byte_range(first.into(), row.sectors.into(), unit) else {
             note(&mut table.notes, format!("row {slot} is not a range"));
             continue;
         };
-        table.entries.push(Entry { slot, start, len, kind: format!("{:x}", row.u8(12)?), ..Entry::default() });
+        table.entries.push(Entry { slot, start, len, kind: format!("{:x}", row.kind), ..Entry::default() });
     }
     Ok(table)
 }
 
 /// Where the volume began on its disk, in sectors: a label that was copied out with its MBR row may count
 /// from the start of that disk, which `c` shows. As FreeBSD does it, and only where `c` is this volume.
-fn base(label: &Record<'_>, size: u64, unit: u32) -> Result<u32> {
-    if label.le16(138)? < 3 {
-        return Ok(0);
-    }
-    let whole = label.part("disklabel row", ROWS_AT.saturating_add(2 * ROW_LEN), ROW_LEN)?;
-    let (count, first) = (whole.le32(0)?, whole.le32(4)?);
-    Ok(if u64::from(count).saturating_mul(unit.into()) == size { first } else { 0 })
+fn base(rows: &[Row], size: u64, unit: u32) -> u32 {
+    let is_whole = |row: &&Row| u64::from(row.sectors).saturating_mul(unit.into()) == size;
+    rows.get(2).filter(is_whole).map_or(0, |whole| whole.first)
 }

@@ -1,7 +1,7 @@
 //! Writing and flushing.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::geometry::ENTRY;
 use super::header::REFCOUNT_TABLE_FIELD;
@@ -9,6 +9,7 @@ use super::refcounts::{Clusters, RefcountWrites};
 use super::store::host;
 use super::tables::{Spot, TableWrites};
 use super::{Overlay, read_guard, write_guard};
+use crate::cache::lock;
 use crate::device::{BlockWrite, check_range};
 use crate::error::{Error, Result};
 
@@ -414,8 +415,4 @@ impl Overlay {
 pub(super) fn is_zero(bytes: &[u8]) -> bool {
     let (words, rest) = bytes.as_chunks::<16>();
     words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
