@@ -31,7 +31,7 @@ use super::walk::{self, Row, Step};
 use super::{Outcome, progress};
 
 /// Bytes copied at a time.
-const PIECE: u64 = 1 << 20;
+const PIECE: u64 = 256 << 10;
 /// Above this size every core works on one file.
 const LARGE: u64 = 8 << 20;
 /// Files that were made and wait to be filled.

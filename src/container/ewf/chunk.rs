@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use flate2::{Decompress, FlushDecompress, Status};
-
+use super::super::unpack::inflate_whole;
 use super::section::{Section, adler32};
 use super::{FORMAT, Volume};
 use crate::bytes::Record;
@@ -232,9 +231,7 @@ impl Chunks {
     /// zlib checks its own Adler-32: only a stream that ends is a sound one.
     fn inflate(&self, stored: &[u8], len: usize) -> Option<Vec<u8>> {
         let mut unpacked = vec![0; usize::try_from(self.chunk_size).ok()?];
-        let mut stream = Decompress::new(true);
-        let status = stream.decompress(stored, &mut unpacked, FlushDecompress::Finish).ok()?;
-        let sound = status == Status::StreamEnd && stream.total_out() >= len as u64;
+        let sound = inflate_whole(stored, true, &mut unpacked)? >= len;
         unpacked.truncate(len);
         sound.then_some(unpacked)
     }
