@@ -14,6 +14,8 @@ use super::{Outcome, options};
 const SECTOR: u64 = 512;
 /// Where the only partition starts: on a border of 1 MiB, as every present tool has it.
 const FIRST_PARTITION: u64 = 1 << 20;
+/// A boot sector, two tables, a root directory and some clusters.
+const SMALLEST: u64 = 64 << 10;
 /// A volume with more clusters than this would be read as FAT32.
 const MAX_SIZE: u64 = u32::MAX as u64 * SECTOR;
 
@@ -71,7 +73,7 @@ const FLOPPIES: &[Floppy] = &[
 pub fn run(args: &Args) -> Result<Outcome> {
     let size = options::size(&args.size).context("--size")? / SECTOR * SECTOR;
     ensure!(size <= MAX_SIZE, "FAT holds at most {MAX_SIZE} bytes");
-    let label = args.label.as_deref().map(label).transpose()?;
+    let label = args.label.as_deref().filter(|label| !label.is_empty()).map(label).transpose()?;
     let name = || args.image.display().to_string();
     let mut file = File::options().read(true).write(true).create_new(true).open(&args.image).with_context(name)?;
     let made = file.set_len(size).map_err(anyhow::Error::from).and_then(|()| fill(args, &mut file, size, label));
@@ -91,17 +93,19 @@ fn fill(args: &Args, file: &mut File, size: u64, label: Option<[u8; 11]>) -> Res
         Some(Partition::Gpt) => (FIRST_PARTITION, size.saturating_sub(34 * SECTOR)),
         Some(Partition::Mbr) => (FIRST_PARTITION, size),
     };
-    ensure!(start + 64 * 1024 <= end, "too small: a partition starts at {FIRST_PARTITION} bytes");
+    match args.partition {
+        None => ensure!(size >= SMALLEST, "too small: a volume takes {SMALLEST} bytes or more"),
+        Some(_) => {
+            ensure!(
+                start + SMALLEST <= end,
+                "too small: the partition starts at byte {start}, and takes {SMALLEST} or more"
+            );
+        }
+    }
     let sectors = u32::try_from((end - start) / SECTOR).context("the volume is too large")?;
     let mut format = FormatVolumeOptions::new().total_sectors(sectors).bytes_per_sector(512).volume_id(serial());
     if let Some(label) = label {
         format = format.volume_label(label);
-    }
-    match args.fat.as_deref() {
-        Some("12") => format = format.fat_type(FatType::Fat12),
-        Some("16") => format = format.fat_type(FatType::Fat16),
-        Some("32") => format = format.fat_type(FatType::Fat32),
-        _ => {}
     }
     let known = FLOPPIES.iter().find(|floppy| args.partition.is_none() && floppy.sectors == sectors);
     format = match known {
@@ -114,21 +118,86 @@ fn fill(args: &Args, file: &mut File, size: u64, label: Option<[u8; 11]>) -> Res
             .drive_num(0),
         None => format.media(0xf8).heads(255).sectors_per_track(63).drive_num(0x80),
     };
-    fatfs::format_volume(Volume { file, start, len: end - start, at: 0 }, format)?;
-    match args.partition {
-        None => Ok(()),
-        Some(Partition::Mbr) => write_mbr(file, start, end - start),
-        Some(Partition::Gpt) => write_gpt(file, start, end),
+    let mut volume = Volume { file, start, len: end - start, at: 0 };
+    match args.fat.as_deref() {
+        None => fatfs::format_volume(&mut volume, format)?,
+        Some(width) => format_as(&mut volume, width.parse()?, format)?,
     }
+    match args.partition {
+        None => return Ok(()),
+        Some(Partition::Mbr) => write_mbr(file, start, end - start)?,
+        Some(Partition::Gpt) => write_gpt(file, start, end)?,
+    }
+    hide(file, start)
+}
+
+/// Formats to this width of the table. The formatter goes by the number of clusters alone, so that a
+/// cluster is looked for which brings that number about.
+fn format_as(volume: &mut Volume<'_>, wanted: u8, format: FormatVolumeOptions) -> Result<()> {
+    let size = volume.file.metadata()?.len();
+    let cluster_sizes = (9..=16).map(|bits| Some(1u32 << bits));
+    let kind = match wanted {
+        12 => FatType::Fat12,
+        16 => FatType::Fat16,
+        _ => FatType::Fat32,
+    };
+    // Its own choice first.
+    for cluster_size in std::iter::once(None).chain(cluster_sizes) {
+        let mut format = format.clone().fat_type(kind);
+        if let Some(cluster_size) = cluster_size {
+            format = format.bytes_per_cluster(cluster_size);
+        }
+        // Nothing of the attempt before stays.
+        volume.file.set_len(0)?;
+        volume.file.set_len(size)?;
+        volume.at = 0;
+        if fatfs::format_volume(&mut *volume, format).is_ok() && width(volume.file, volume.start)? == wanted {
+            return Ok(());
+        }
+    }
+    bail!(
+        "no volume of {} bytes is FAT{wanted}: FAT12 has up to 4,084 clusters, FAT16 up to 65,524, FAT32 more, of 512 \
+         bytes to 64 KiB each; choose another --size, or leave --fat out",
+        volume.len
+    )
+}
+
+/// Width of the table of the volume that was formatted at `start`: where each has its name (Microsoft FAT
+/// specification 1.03, section 3.1, BS_FilSysType).
+fn width(file: &mut File, start: u64) -> Result<u8> {
+    let mut boot = [0u8; 0x5a];
+    file.seek(SeekFrom::Start(start))?;
+    file.read_exact(&mut boot)?;
+    let named = |at: usize, name: &[u8]| boot.get(at..at + name.len()) == Some(name);
+    Ok(if named(0x52, b"FAT32") {
+        32
+    } else if named(0x36, b"FAT16") {
+        16
+    } else {
+        12
+    })
+}
+
+/// Says in the boot sector, and in FAT32's copy of it, how many sectors lie before the volume (BPB_HiddSec).
+fn hide(file: &mut File, start: u64) -> Result<()> {
+    const HIDDEN_SECTORS: u64 = 0x1c;
+    const BACKUP: u64 = 6 * SECTOR;
+    let sectors = u32::try_from(start / SECTOR)?.to_le_bytes();
+    let backup = (width(file, start)? == 32).then_some(start + BACKUP);
+    for boot in std::iter::once(start).chain(backup) {
+        file.seek(SeekFrom::Start(boot + HIDDEN_SECTORS))?;
+        file.write_all(&sectors)?;
+    }
+    Ok(())
 }
 
 /// One row, LBA addresses, a type that fits the table's width.
 fn write_mbr(file: &mut File, start: u64, len: u64) -> Result<()> {
-    let mut boot = [0u8; 64];
-    file.seek(SeekFrom::Start(start))?;
-    file.read_exact(&mut boot)?;
-    let fat32 = boot.get(0x16..0x18) == Some(&[0, 0]);
-    let kind = if fat32 { 0x0c } else { 0x0e };
+    let kind = match width(file, start)? {
+        12 => 0x01,
+        16 => 0x0e,
+        _ => 0x0c,
+    };
     let mut row = [0u8; 16];
     // Cylinders, heads and sectors say "see the LBA" (Microsoft: FE FF FF).
     let fields: [(usize, &[u8]); 5] = [
@@ -187,6 +256,7 @@ fn serial() -> u32 {
 fn label(text: &str) -> Result<[u8; 11]> {
     let text = text.to_ascii_uppercase();
     ensure!(text.len() <= 11, "a label has at most 11 characters");
+    ensure!(!text.starts_with(' '), "a label does not start with a space");
     if let Some(bad) = text.chars().find(|c| !c.is_ascii() || c.is_control() || "\"*+,./:;<=>?[\\]|".contains(*c)) {
         bail!("{bad:?} cannot be in a label");
     }
