@@ -1,6 +1,6 @@
 //! `imgfs diff`: what an overlay changes, in sectors and in files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write;
 
 use anyhow::{Context, Result};
@@ -171,40 +171,115 @@ fn files(before: &Forest, after: &Forest, outcome: &mut Outcome) -> Result<BTree
             }
         }
     }
-    let mut added: Vec<&Vec<u8>> = new.keys().filter(|path| !old.contains_key(*path)).collect();
+    let mut added: BTreeSet<Vec<u8>> = new.keys().filter(|path| !old.contains_key(*path)).cloned().collect();
     rename(before, &old, after, &new, &mut added, &mut changes)?;
-    changes.extend(added.into_iter().map(|path| (path.clone(), Change::Added)));
+    changes.extend(added.into_iter().map(|path| (path, Change::Added)));
     Ok(changes)
 }
 
-/// Pairs what is gone with what came when both are files of the same contents.
+/// Pairs what is gone with what came when both are files of the same contents, files of the same name
+/// first; then directories whose files all went to the same other one.
 fn rename(
     before: &Forest,
     old: &BTreeMap<Vec<u8>, Found>,
     after: &Forest,
     new: &BTreeMap<Vec<u8>, Found>,
-    added: &mut Vec<&Vec<u8>>,
+    added: &mut BTreeSet<Vec<u8>>,
     changes: &mut BTreeMap<Vec<u8>, Change>,
 ) -> Result<()> {
+    let mut by_size: HashMap<u64, Vec<&Vec<u8>>> = HashMap::new();
+    for path in added.iter() {
+        if let Some((path, came)) = new.get_key_value(path).filter(|(_, came)| came.attributes.kind == Kind::File) {
+            by_size.entry(came.attributes.size).or_default().push(path);
+        }
+    }
+    let mut hashes: HashMap<&Vec<u8>, [u8; 32]> = HashMap::new();
     for (path, change) in changes.iter_mut().filter(|(_, change)| **change == Change::Removed) {
         let Some(gone) = old.get(path).filter(|gone| gone.attributes.kind == Kind::File && gone.attributes.size > 0)
         else {
             continue;
         };
+        let Some(candidates) = by_size.get_mut(&gone.attributes.size).filter(|paths| !paths.is_empty()) else {
+            continue;
+        };
+        // Only those that come before the partner are asked for their contents.
+        candidates.sort_by_key(|path_of| !last_name(path_of).eq_ignore_ascii_case(last_name(path)));
+        let wanted = hash(before, gone.node)?;
         let mut partner = None;
-        for (at, candidate) in added.iter().enumerate() {
+        for (at, candidate) in candidates.iter().enumerate() {
             let Some(came) = new.get(*candidate) else { continue };
-            let alike = came.attributes.kind == Kind::File && came.attributes.size == gone.attributes.size;
-            if alike && hash(before, gone.node)? == hash(after, came.node)? {
+            let found = match hashes.get(candidate) {
+                Some(found) => *found,
+                None => hash(after, came.node)?,
+            };
+            hashes.insert(candidate, found);
+            if found == wanted {
                 partner = Some(at);
                 break;
             }
         }
         if let Some(at) = partner {
-            *change = Change::RenamedTo(added.remove(at).clone());
+            let to = candidates.remove(at).clone();
+            added.remove(&to);
+            *change = Change::RenamedTo(to);
         }
     }
+    rename_directories(old, new, added, changes);
     Ok(())
+}
+
+/// A directory that is gone was renamed when everything in it has the same path below one that came.
+fn rename_directories(
+    old: &BTreeMap<Vec<u8>, Found>,
+    new: &BTreeMap<Vec<u8>, Found>,
+    added: &mut BTreeSet<Vec<u8>>,
+    changes: &mut BTreeMap<Vec<u8>, Change>,
+) {
+    let gone: Vec<Vec<u8>> = changes
+        .iter()
+        .filter(|(_, change)| **change == Change::Removed)
+        .filter(|(path, _)| old.get(*path).is_some_and(|found| found.attributes.kind == Kind::Directory))
+        .map(|(path, _)| path.clone())
+        .collect();
+    // Those above come before those below, which then are rows no more.
+    for from in gone {
+        if !changes.contains_key(&from) {
+            continue;
+        }
+        let below = [from.as_slice(), b"/"].concat();
+        let inside: Vec<&[u8]> =
+            old.range(below.clone()..).map_while(|(path, _)| path.strip_prefix(below.as_slice())).collect();
+        let target = inside.iter().find_map(|rest| match changes.get(&[&below, *rest].concat())? {
+            Change::RenamedTo(to) => to.strip_suffix(*rest)?.strip_suffix(b"/").map(<[u8]>::to_vec),
+            _ => None,
+        });
+        let Some(to) = target.filter(|to| added.contains(to)) else { continue };
+        let there = |rest: &[u8]| [to.as_slice(), b"/", rest].concat();
+        let moved = |rest: &&[u8]| match changes.get(&[&below, *rest].concat()) {
+            Some(Change::RenamedTo(path)) => *path == there(rest),
+            // Directories, and files without contents, have nothing to be known by but the name.
+            Some(Change::Removed) => {
+                let (was, is) = (old.get(&[&below, *rest].concat()), new.get(&there(rest)));
+                let facts = |found: &Found| {
+                    (found.attributes.kind, found.attributes.size * u64::from(found.attributes.kind == Kind::File))
+                };
+                added.contains(&there(rest)) && was.map(facts) == is.map(facts)
+            }
+            _ => false,
+        };
+        if inside.iter().all(moved) {
+            for rest in &inside {
+                changes.remove(&[&below, *rest].concat());
+                added.remove(&there(rest));
+            }
+            added.remove(&to);
+            changes.insert(from, Change::RenamedTo(to));
+        }
+    }
+}
+
+fn last_name(path: &[u8]) -> &[u8] {
+    path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
 }
 
 /// Kind, size, permissions, owner, times of writing, contents. The time of reading is no change.

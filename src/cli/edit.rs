@@ -1,5 +1,6 @@
 //! `imgfs mkdir`, `rm`, `mv`, and `cp` into an image: edits without a mount, into the overlay.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
@@ -11,7 +12,7 @@ use imgfs::error::Error;
 use imgfs::filesystem::{Changes, FileSystem, FileSystemWrite, Kind, NewNode, NodeId, Timestamp};
 use imgfs::forest::Forest;
 use imgfs::stack::{Image, Writing};
-use imgfs::text::printable;
+use imgfs::text::{printable, tamed};
 use serde_json::json;
 
 use super::options::{MountOptions, WritingArgs};
@@ -77,50 +78,70 @@ pub struct MvArgs {
 }
 
 pub fn mkdir(args: &MkdirArgs) -> Result<Outcome> {
-    confine(&args.edit, &parsed(&args.targets)?, &[])?;
-    for text in &args.targets {
-        edit(&args.edit, &Target::parse(text)?, |editor, target| {
-            let path = editor.resolved(&target.path)?;
-            let (folder, name) = split(&path)?;
-            let dir = if args.parents { editor.make_all(folder)? } else { editor.find(folder)? };
-            match editor.writer()?.create(dir, name, new_node(Kind::Directory)) {
-                Err(Error::Exists) if args.parents => Ok(()),
-                made => Ok(made.map(drop)?),
-            }
-        })
-        .with_context(|| text.display().to_string())?;
-    }
-    Ok(Outcome::Complete)
+    each(&args.edit, &args.targets, |editor, target| {
+        let path = editor.resolved(&target.path)?;
+        let (folder, name) = split(&path)?;
+        let dir = if args.parents { editor.make_all(folder)? } else { editor.find(folder)? };
+        match editor.create(dir, name, Kind::Directory) {
+            Err(Error::Exists) if args.parents => Ok(()),
+            made => made.map(drop).map_err(|error| about_name(error, name)),
+        }
+    })
 }
 
 pub fn rm(args: &RmArgs) -> Result<Outcome> {
-    confine(&args.edit, &parsed(&args.targets)?, &[])?;
-    for text in &args.targets {
-        edit(&args.edit, &Target::parse(text)?, |editor, target| {
-            let path = editor.resolved(&target.path)?;
-            editor.remove(&path, args.recursive, 0)
-        })
-        .with_context(|| text.display().to_string())?;
+    each(&args.edit, &args.targets, |editor, target| {
+        let path = editor.resolved(&target.path)?;
+        editor.remove(&path, args.recursive, 0)
+    })
+}
+
+/// Edits each target. What cannot be done to one of several does not keep the others from it.
+fn each(args: &EditArgs, targets: &[OsString], change: impl Fn(&Editor<'_>, &Target) -> Result<()>) -> Result<Outcome> {
+    let parsed: Vec<Target> = targets.iter().map(|text| Target::parse(text)).collect::<Result<_>>()?;
+    confine(args, &parsed, &[])?;
+    let mut places = BTreeSet::new();
+    let mut outcome = Outcome::Complete;
+    for (text, target) in targets.iter().zip(&parsed) {
+        let edited = edit(args, target, &change).with_context(|| text.display().to_string());
+        match edited {
+            Ok(place) => places.extend(place),
+            Err(error) if targets.len() == 1 => return Err(error),
+            Err(error) => {
+                eprintln!("imgfs: {}", tamed(&format!("{error:#}")));
+                outcome = Outcome::Partial;
+            }
+        }
     }
-    Ok(Outcome::Complete)
+    places.iter().for_each(|place| say_where(place));
+    Ok(outcome)
+}
+
+/// Whoever looks at the image afterwards does not see the change there.
+pub fn say_where(overlay: &Path) {
+    eprintln!("imgfs: changes went to {}", printable(overlay.as_os_str().as_encoded_bytes()));
 }
 
 pub fn mv(args: &MvArgs) -> Result<Outcome> {
     let target = Target::parse(&args.from)?;
     confine(&args.edit, std::slice::from_ref(&target), &[])?;
-    edit(&args.edit, &target, |editor, target| {
+    let place = edit(&args.edit, &target, |editor, target| {
         let from = editor.resolved(&target.path)?;
         let mut to = editor.resolved(&new_path(&args.to, target)?)?;
         let (folder, name) = split(&from)?;
-        if editor.kind(&to)? == Some(Kind::Directory) && to != from {
+        // Another spelling of its own name is a new name.
+        if editor.kind(&to)? == Some(Kind::Directory) && editor.find(&to)? != editor.find(&from)? {
             to.push(b'/');
             to.extend_from_slice(name);
         }
+        let below = to.get(..from.len() + 1).and_then(|start| start.strip_suffix(b"/"));
+        ensure!(!below.is_some_and(|start| start.eq_ignore_ascii_case(&from)), "it cannot be moved into itself");
         let (new_folder, new_name) = split(&to)?;
         let (dir, new_dir) = (editor.find(folder)?, editor.find(new_folder)?);
-        Ok(editor.writer()?.rename(dir, name, new_dir, new_name, true)?)
+        editor.writer()?.rename(dir, name, new_dir, new_name, true).map_err(|error| about_name(error, new_name))
     })
     .with_context(|| args.from.display().to_string())?;
+    place.iter().for_each(|place| say_where(place));
     Ok(Outcome::Complete)
 }
 
@@ -138,14 +159,15 @@ fn new_path(text: &OsStr, from: &Target) -> Result<Vec<u8>> {
 /// Copies files of the host into an image: what `imgfs cp` does when its last word is an image's path.
 pub fn copy_in(args: &EditArgs, sources: &[PathBuf], dest: &Target, recursive: bool) -> Result<Outcome> {
     confine(args, std::slice::from_ref(dest), sources)?;
-    edit(args, dest, |editor, target| {
+    let place = edit(args, dest, |editor, target| {
         let path = editor.resolved(&target.path)?;
         let into = editor.kind(&path)? == Some(Kind::Directory);
         ensure!(into || sources.len() == 1, "{} is not a directory, and there are several files", printable(&path));
         for source in sources {
             let mut path = path.clone();
-            if into {
-                let name = source.file_name().with_context(|| format!("{} has no name", source.display()))?;
+            // As with cp(1): what has no name of its own (`.`, `..`, `folder/.`) gives what is in it.
+            let named = into && !source.as_os_str().as_encoded_bytes().ends_with(b"/.");
+            if let Some(name) = source.file_name().filter(|_| named) {
                 path.push(b'/');
                 path.extend_from_slice(name.as_encoded_bytes());
             }
@@ -153,11 +175,8 @@ pub fn copy_in(args: &EditArgs, sources: &[PathBuf], dest: &Target, recursive: b
         }
         Ok(())
     })?;
+    place.iter().for_each(|place| say_where(place));
     Ok(Outcome::Complete)
-}
-
-fn parsed(targets: &[OsString]) -> Result<Vec<Target>> {
-    targets.iter().map(|text| Target::parse(text)).collect()
 }
 
 /// Gives up all rights but those to read the sources and the images, and to write overlays; images
@@ -192,7 +211,12 @@ struct Editor<'a> {
 }
 
 /// Opens the image with its overlay, edits, and makes the edit stable; `--in-place` commits it.
-fn edit(args: &EditArgs, target: &Target, change: impl FnOnce(&Editor<'_>, &Target) -> Result<()>) -> Result<()> {
+/// The answer is the overlay that has the change now.
+fn edit(
+    args: &EditArgs,
+    target: &Target,
+    change: impl FnOnce(&Editor<'_>, &Target) -> Result<()>,
+) -> Result<Option<PathBuf>> {
     // What is encrypted cannot be written to: nobody is asked for its passphrase.
     let mut options = args.image.parse(false)?;
     options.stack.writing = args.writing.parse(&target.image, true)?;
@@ -219,7 +243,11 @@ fn edit(args: &EditArgs, target: &Target, change: impl FnOnce(&Editor<'_>, &Targ
         }
         log.forget(writing.as_ref());
     }
-    result
+    result?;
+    Ok(match writing {
+        Some(Writing::Overlay(path, _)) if !args.in_place => Some(path),
+        _ => None,
+    })
 }
 
 fn apply(
@@ -265,6 +293,11 @@ impl Editor<'_> {
         Ok(out)
     }
 
+    fn create(&self, dir: NodeId, name: &[u8], kind: Kind) -> imgfs::error::Result<NodeId> {
+        let writer = self.forest.writer().ok_or(Error::ReadOnly)?;
+        writer.create(dir, name, NewNode { kind, read_only: false, now: Timestamp::now() })
+    }
+
     fn find(&self, path: &[u8]) -> Result<NodeId> {
         self.forest.find(path).with_context(|| printable(path))
     }
@@ -283,7 +316,7 @@ impl Editor<'_> {
         for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
             dir = match self.forest.lookup(dir, name)? {
                 Some(node) => node,
-                None => self.writer()?.create(dir, name, new_node(Kind::Directory))?,
+                None => self.create(dir, name, Kind::Directory).map_err(|error| about_name(error, name))?,
             };
         }
         Ok(dir)
@@ -334,13 +367,13 @@ impl Editor<'_> {
         let (folder, name) = split(path)?;
         let dir = self.find(folder)?;
         let writer = self.writer()?;
-        let node = match writer.create(dir, name, new_node(Kind::File)) {
+        let node = match self.create(dir, name, Kind::File) {
             Err(Error::Exists) => {
                 let node = self.find(path)?;
                 writer.set_attributes(node, &Changes { size: Some(0), ..Changes::default() })?;
                 node
             }
-            made => made?,
+            made => made.map_err(|error| about_name(error, name))?,
         };
         let mut buffer = vec![0; PIECE];
         let mut offset = 0u64;
@@ -366,6 +399,14 @@ fn split(path: &[u8]) -> Result<(&[u8], &[u8])> {
     Ok((folder, name.get(1..).unwrap_or_default()))
 }
 
-fn new_node(kind: Kind) -> NewNode {
-    NewNode { kind, read_only: false, now: Timestamp::now() }
+/// A name that a volume refuses is the only thing that can be invalid in a new one.
+fn about_name(error: Error, name: &[u8]) -> anyhow::Error {
+    match error {
+        Error::Invalid => anyhow::anyhow!(
+            "the volume cannot hold the name \"{}\": FAT allows neither \" * / : < > ? \\ | and control characters, \
+             nor a dot or a space at the end",
+            printable(name)
+        ),
+        other => other.into(),
+    }
 }

@@ -9,6 +9,7 @@ use imgfs::device::overlay::apply_patch;
 use imgfs::stack::{Image, Options, Writing};
 use serde_json::json;
 
+use super::edit::say_where;
 use super::options::{OverlayArgs, WritingArgs};
 use super::provenance::Log;
 use super::sandbox::{SafetyArgs, Sandbox};
@@ -85,10 +86,11 @@ pub fn apply(args: &ApplyArgs) -> Result<Outcome> {
 }
 
 fn apply_to(args: &ApplyArgs, file: File, writing: Option<Writing>) -> Result<Outcome> {
-    let fresh = match &writing {
-        Some(Writing::Overlay(path, _)) if !path.exists() => Some(path.clone()),
+    let place = match &writing {
+        Some(Writing::Overlay(path, _)) => Some(path.clone()),
         _ => None,
     };
+    let fresh = place.clone().filter(|path| !path.exists());
     let mut sandbox = Sandbox::new(&args.safety);
     sandbox.image(&args.image);
     if let Some(writing) = &writing {
@@ -104,5 +106,6 @@ fn apply_to(args: &ApplyArgs, file: File, writing: Option<Writing>) -> Result<Ou
     if let Some(overlay) = image.into_overlay() {
         overlay.close()?;
     }
+    place.iter().for_each(|place| say_where(place));
     Ok(Outcome::Complete)
 }

@@ -91,7 +91,8 @@ fn hard_disks_of_every_width_are_sound_with_and_without_a_table() {
     let scratch = Scratch::new();
     let file = scratch.path("file");
     std::fs::write(&file, pattern(20_000, 1)).unwrap();
-    for (width, size) in [("12", "8M"), ("16", "64M"), ("32", "80M")] {
+    // The wish for a width is kept where the size alone would bring another about.
+    for (width, size) in [("12", "8M"), ("12", "200M"), ("16", "64M"), ("16", "5M"), ("16", "2G"), ("32", "80M")] {
         for table in [None, Some("mbr"), Some("gpt")] {
             let image = scratch.path("disk.img");
             let mut args = vec!["create", text(&image), "--size", size, "--fat", width, "--label", "LABELLED"];
@@ -112,6 +113,8 @@ fn hard_disks_of_every_width_are_sound_with_and_without_a_table() {
                 checked.contains(&format!("{width} bit")) || checked.contains(&format!("{width} bits")),
                 "{checked}"
             );
+            let hidden = if table.is_some() { 2048 } else { 0 };
+            assert!(checked.contains(&format!("{hidden} hidden sectors")), "{checked}");
             match table {
                 Some("mbr") => {
                     let dump: Value =
@@ -120,7 +123,8 @@ fn hard_disks_of_every_width_are_sound_with_and_without_a_table() {
                     assert_eq!(dump["partitiontable"]["label"], "dos");
                     assert_eq!(row["start"], 2048);
                     assert_eq!(row["size"].as_u64().unwrap() * 512, std::fs::metadata(&volume).unwrap().len());
-                    assert!(["c", "e", "1"].contains(&row["type"].as_str().unwrap()), "{row}");
+                    let kind = [("12", "1"), ("16", "e"), ("32", "c")].into_iter().find(|(of, _)| *of == width);
+                    assert_eq!(row["type"], kind.unwrap().1, "{row}");
                 }
                 Some(_) => {
                     let verified = tool("gdisk", "sgdisk", &["-v", text(&image)]);
@@ -138,6 +142,79 @@ fn hard_disks_of_every_width_are_sound_with_and_without_a_table() {
             std::fs::remove_file(&image).unwrap();
         }
     }
+}
+
+#[test]
+fn what_cannot_be_created_is_refused_and_leaves_nothing() {
+    let scratch = Scratch::new();
+    let image = scratch.path("disk.img");
+    for (words, reason) in [
+        (&["--size", "8M", "--fat", "32"][..], "is FAT32"),
+        (&["--size", "3G", "--fat", "12"], "is FAT12"),
+        (&["--size", "1440K", "--fat", "16"], "is FAT16"),
+        (&["--size", "1K"], "65536 bytes or more"),
+        (&["--size", "1M", "--partition", "mbr"], "starts at byte 1048576"),
+        (&["--size", "1440K", "--label", " X"], "start with a space"),
+    ] {
+        refused(&[&["create", text(&image)], words].concat(), reason);
+        assert!(!image.exists(), "{words:?}");
+    }
+    ok(&["create", text(&image), "--size", "1440K", "--label", ""]);
+    tool("dosfstools", "fsck.fat", &["-n", text(&image)]);
+}
+
+#[test]
+fn edits_say_where_they_went_and_one_that_fails_does_not_stop_the_rest() {
+    let scratch = Scratch::new();
+    let image = floppy(&scratch);
+    let at = |path: &str| format!("{}:/files/{path}", image.display());
+    let said = run(&["mkdir", &at("a"), &at("b")]);
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    let place = format!("imgfs: changes went to {}\n", overlay_of(&image).display());
+    assert_eq!(said.err, place);
+    let said = run(&["rm", "-r", &at("a"), &at("nothing"), &at("b")]);
+    assert_eq!(said.code, Some(1), "{}", said.err);
+    assert!(said.err.contains("nothing") && said.err.ends_with(&place), "{}", said.err);
+    assert_eq!(ok(&["diff", "--files", text(&overlay_of(&image))]), "");
+    refused(&["mkdir", &at("what?")], "cannot hold the name");
+    // What is in a folder, as with cp(1), and another spelling of a folder's name.
+    let folder = scratch.path("folder");
+    std::fs::create_dir_all(folder.join("inner")).unwrap();
+    std::fs::write(folder.join("inner/file"), b"text").unwrap();
+    ok(&["cp", "-r", &format!("{}/.", folder.display()), &at("")]);
+    ok(&["mv", &at("inner"), &at("INNER")]);
+    ok(&["commit", text(&overlay_of(&image)), "--in-place"]);
+    assert!(ok(&["ls", &at("")]).lines().any(|name| name == "INNER"));
+    assert!(by_mtools(text(&image), &scratch).contains_key("INNER/file"));
+}
+
+#[test]
+fn a_renamed_directory_is_one_row_and_files_of_equal_contents_are_told_apart_by_their_names() {
+    let scratch = Scratch::new();
+    let image = floppy(&scratch);
+    let folder = scratch.path("dir");
+    std::fs::create_dir_all(folder.join("deep")).unwrap();
+    for name in ["one", "two", "deep/three"] {
+        std::fs::write(folder.join(name), name).unwrap();
+    }
+    std::fs::write(folder.join("empty"), b"").unwrap();
+    for name in ["f1", "f2"] {
+        std::fs::write(scratch.path(name), b"the same").unwrap();
+    }
+    let at = |path: &str| format!("{}:/files/{path}", image.display());
+    let [one, two] = ["f1", "f2"].map(|name| scratch.path(name));
+    ok(&["cp", "-r", text(&folder), text(&one), text(&two), &at("")]);
+    ok(&["commit", text(&overlay_of(&image)), "--in-place"]);
+    for (from, to) in [("dir", "other"), ("f2", "F1.new"), ("f1", "other/f1"), ("F1.new", "F2")] {
+        ok(&["mv", &at(from), &at(to)]);
+    }
+    let listing = ok(&["diff", "--files", text(&overlay_of(&image))]);
+    let mut rows: Vec<&str> = listing.lines().collect();
+    rows.sort_unstable();
+    assert_eq!(
+        rows,
+        ["renamed  disk/dir -> disk/other", "renamed  disk/f1 -> disk/other/f1", "renamed  disk/f2 -> disk/F2"]
+    );
 }
 
 #[test]
@@ -209,7 +286,7 @@ fn an_edit_that_cannot_be_is_refused_and_leaves_no_overlay_behind() {
         edit("mkdir", &[&name("files/x/y")], "no such file");
         edit("cp", &[text(&big), &name("files/big")], "no space");
         edit("cp", &[text(&scratch.path("first/docs")), &name("files/dir")], "add -r");
-        edit("mv", &[&name("files/docs"), "/files/docs/inside"], "invalid");
+        edit("mv", &[&name("files/docs"), "/files/docs/inside"], "into itself");
         edit("mkdir", &[&format!("{}:/files/x", iso.display())], "read-only");
     }
     refused(&["mkdir", "--in-place", &format!("{}:/files/x", qcow2.display())], "imgfs commit -o");
