@@ -123,6 +123,8 @@ enum Outcome {
 /// Runs the command line; errors go to standard error as one chain of causes.
 pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
     allow_many_files();
+    // Where it cannot be, such a limit ends the program, as it ends every other.
+    let _ = survive_large_files();
     let words: Vec<OsString> = args.collect();
     if helper::is_called(words.first().map(OsString::as_os_str)) {
         return helper::run(words.get(1..).unwrap_or_default());
@@ -180,6 +182,13 @@ fn allow_many_files() {
     let limit = getrlimit(Resource::Nofile);
     // Where it is refused there are fewer.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+/// A limit on the size of files (`ulimit -f`) refuses a write, as a full disk does, and does not end the
+/// process, which may be the daemon of a mount.
+fn survive_large_files() -> std::io::Result<()> {
+    let noticed = std::sync::Arc::default();
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, noticed).map(drop)
 }
 
 /// What is wrong with a first word that looks like a command, of which there is none, and is no file either.

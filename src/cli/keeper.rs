@@ -88,7 +88,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         match rustix::net::recv(&socket, &mut request, RecvFlags::empty()) {
             Err(rustix::io::Errno::INTR) => {}
             Ok((1.., _)) => {
-                let result = args.serve(request[0]);
+                let result = args.serve(request[0], attached.as_ref());
                 match request[0] {
                     ATTACH_TO_READ | ATTACH_TO_WRITE if result.is_ok() => {
                         attached = runtime::mounted_at(&args.mountpoint).unwrap_or(None);
@@ -113,7 +113,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
 }
 
 impl Args {
-    fn serve(&self, request: u8) -> std::io::Result<Option<OwnedFd>> {
+    fn serve(&self, request: u8, attached: Option<&Mounted>) -> std::io::Result<Option<OwnedFd>> {
         match request {
             ATTACH_TO_READ | ATTACH_TO_WRITE => attach::attach(Request {
                 mountpoint: &self.mountpoint,
@@ -123,13 +123,25 @@ impl Args {
             })
             .map(Some),
             // Whoever still uses the mount keeps what it has open; nobody new comes in.
-            DETACH => umount::unmount(&self.mountpoint, true).map(|()| None).map_err(Error::other),
+            DETACH => self.leave(attached, true).map(|()| None),
             // The kernel refuses while anybody uses it.
-            UNMOUNT => umount::unmount(&self.mountpoint, false).map(|()| None).map_err(Error::other),
+            UNMOUNT => self.leave(attached, false).map(|()| None),
             READ_AHEAD => self.read_ahead().map(|()| None),
             PROCESS_NUMBER => self.write_number().map(|()| None),
             END => Ok(None),
             _ => Err(std::io::ErrorKind::InvalidInput.into()),
+        }
+    }
+
+    /// Ends the mount of its own, and never one that somebody else has laid over it.
+    fn leave(&self, attached: Option<&Mounted>, lazily: bool) -> std::io::Result<()> {
+        let there = runtime::mounted_at(&self.mountpoint).map_err(Error::other)?;
+        match (there, attached) {
+            (None, _) => Ok(()),
+            (Some(there), Some(ours)) if there.device == ours.device => {
+                umount::unmount(&self.mountpoint, lazily).map_err(Error::other)
+            }
+            (Some(_), _) => Err(std::io::ErrorKind::ResourceBusy.into()),
         }
     }
 

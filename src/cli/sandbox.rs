@@ -6,10 +6,11 @@
 //!
 //! ```text
 //!   no new privileges   set-user-id programs give none
-//!   Landlock            files: read below the folders of the images, write where the task says;
-//!                       no TCP; no signal and no abstract socket outside (Linux 5.13 and later)
+//!   Landlock            files: read below the folders of the images, write where the task says (Linux
+//!                       5.13); no TCP (6.7); no abstract socket outside (6.12)
 //!   seccomp             only the system calls of reading, waiting and threads: no program is
-//!                       started, no connection made, no owner or mode changed, no code mapped
+//!                       started, no connection made, no owner or mode changed, no code mapped, no
+//!                       other process reached, no command given to a device
 //! ```
 
 mod calls;
@@ -201,6 +202,8 @@ mod tests {
     use std::os::unix::net::{UnixListener, UnixStream};
     use std::process::Command;
 
+    use rustix::io::Errno;
+
     use super::*;
 
     /// A folder to read, a file to write, a folder to fill; what lies outside is out of reach.
@@ -302,6 +305,32 @@ mod tests {
             UnixStream::pair().unwrap();
             std::thread::sleep(std::time::Duration::from_millis(1));
         });
+    }
+
+    #[test]
+    fn a_confined_thread_reaches_no_other_process_and_commands_no_device() {
+        let places = Places::new("processes");
+        let mut other = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = rustix::process::Pid::from_child(&other);
+        confined(places.sandbox(), move || {
+            use rustix::process::{Resource, Rlimit};
+            let none = Rlimit { current: Some(1), maximum: Some(1) };
+            assert_eq!(rustix::process::prlimit(Some(pid), Resource::Cpu, none), Err(Errno::NOSYS));
+            let cpus = rustix::thread::CpuSet::new();
+            assert_eq!(rustix::thread::sched_setaffinity(Some(pid), &cpus), Err(Errno::NOSYS));
+            assert_eq!(rustix::process::kill_process(pid, rustix::process::Signal::KILL), Err(Errno::NOSYS));
+            // FIONREAD stands for all that nobody needs; the size of a terminal is something to ask for.
+            let null = std::fs::File::open("/dev/null");
+            assert!(denied(null));
+            let (reader, _writer) = std::io::pipe().unwrap();
+            assert_eq!(rustix::io::ioctl_fionread(&reader), Err(Errno::NOSYS));
+            assert_eq!(rustix::termios::tcgetwinsize(&reader).map(drop), Err(Errno::NOTTY));
+            // Its own limits are its own matter.
+            rustix::process::getrlimit(Resource::Cpu);
+        });
+        assert!(other.try_wait().unwrap().is_none());
+        other.kill().unwrap();
+        other.wait().unwrap();
     }
 
     #[test]

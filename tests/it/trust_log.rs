@@ -249,6 +249,28 @@ fn a_mount_that_nobody_uses_goes_and_one_in_use_stays() {
 }
 
 #[test]
+fn what_was_mounted_over_a_mount_stays_when_that_ends_as_root() {
+    if !is_root() {
+        return;
+    }
+    needs_root();
+    let scratch = Scratch::new();
+    let image = demo(&scratch);
+    let mounted = Mounted::new(&image, &["-o", "timeout=1"]);
+    let tool = |command: &str| scratch.sh("mount", command);
+    tool(&format!("mount -t tmpfs none '{0}' && echo mine > '{0}/file'", mounted.at.display()));
+    // Idle, and asked to end: either way only its own mount is its matter.
+    std::thread::sleep(Duration::from_millis(2500));
+    let pid = rustix::process::Pid::from_raw(mounted.pid.try_into().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(fs::read_to_string(mounted.path("file")).unwrap(), "mine\n");
+    assert_eq!(mount_of(&mounted.at).unwrap().1, "tmpfs");
+    tool(&format!("umount '{}'", mounted.at.display()));
+    assert!(within(Duration::from_secs(10), || mount_of(&mounted.at).is_none()), "its own mount stays");
+}
+
+#[test]
 fn mount_8_and_fstab_mount_through_the_helper_as_root() {
     if !is_root() {
         return;

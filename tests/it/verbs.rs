@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::fat::{Scratch, Tree, by_mtools, converted, host_tree, mcopy, mkfs, pattern, tool, try_tool};
-use crate::program::{Untouched, ok, run, sha256};
+use crate::program::{Untouched, imgfs, ok, run, sha256};
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -186,6 +186,23 @@ fn edits_say_where_they_went_and_one_that_fails_does_not_stop_the_rest() {
     ok(&["commit", text(&overlay_of(&image)), "--in-place"]);
     assert!(ok(&["ls", &at("")]).lines().any(|name| name == "INNER"));
     assert!(by_mtools(text(&image), &scratch).contains_key("INNER/file"));
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_refuses_a_write_and_does_not_end_the_program() {
+    let scratch = Scratch::new();
+    let image = floppy(&scratch);
+    let _untouched = Untouched::new(&image);
+    let file = scratch.path("large");
+    std::fs::write(&file, pattern(900_000, 1)).unwrap();
+    let script = format!(
+        "ulimit -f 400; '{}' cp '{}' '{}:/files/' 2>&1; echo $?",
+        imgfs().get_program().display(),
+        file.display(),
+        image.display()
+    );
+    let said = tool("bash", "bash", &["-c", &script]);
+    assert!(said.contains("no space") && said.ends_with("1\n"), "{said}");
 }
 
 #[test]

@@ -38,7 +38,6 @@ const ALWAYS: &[c_long] = &[
     libc::SYS_fadvise64,
     libc::SYS_readahead,
     libc::SYS_flock,
-    libc::SYS_fcntl,
     libc::SYS_dup,
     libc::SYS_dup3,
     libc::SYS_close,
@@ -79,7 +78,6 @@ const ALWAYS: &[c_long] = &[
     libc::SYS_rseq,
     libc::SYS_sched_yield,
     libc::SYS_sched_getaffinity,
-    libc::SYS_sched_setaffinity,
     libc::SYS_sched_getparam,
     libc::SYS_sched_getscheduler,
     libc::SYS_getpriority,
@@ -98,7 +96,6 @@ const ALWAYS: &[c_long] = &[
     libc::SYS_rt_sigpending,
     libc::SYS_rt_sigsuspend,
     libc::SYS_sigaltstack,
-    libc::SYS_tgkill,
     // Waiting, and pipes between threads.
     libc::SYS_ppoll,
     libc::SYS_pselect6,
@@ -129,7 +126,6 @@ const ALWAYS: &[c_long] = &[
     libc::SYS_uname,
     libc::SYS_sysinfo,
     libc::SYS_getrusage,
-    libc::SYS_prlimit64,
     libc::SYS_getrandom,
     libc::SYS_clock_gettime,
     libc::SYS_clock_getres,
@@ -191,6 +187,9 @@ const SAFE_BY_ARGUMENT: &[(c_long, u8, u64, u64)] = &[
     // Threads, not name spaces, in which a user is root.
     (libc::SYS_clone, 0, NAME_SPACES, 0),
     (libc::SYS_socketpair, 0, u32::MAX as u64, libc::AF_UNIX as u64),
+    // Limits and processors of this process, not of another one.
+    (libc::SYS_prlimit64, 0, u32::MAX as u64, 0),
+    (libc::SYS_sched_setaffinity, 0, u32::MAX as u64, 0),
 ];
 
 const NAME_SPACES: u64 = (libc::CLONE_NEWNS
@@ -201,9 +200,32 @@ const NAME_SPACES: u64 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET) as u64;
 
-/// What a terminal takes for typed by its user.
+/// What devices may be asked: sectors and size of a disk, the connection of a mount, a terminal's width and
+/// echo. Not to carry out commands (SG_IO), and not to take something for typed by the user (TIOCSTI).
 #[allow(clippy::unnecessary_cast, reason = "musl has another type for them")]
-const TYPES_INTO_TERMINAL: [u64; 2] = [libc::TIOCSTI as u64, libc::TIOCLINUX as u64];
+const REQUESTS: &[u64] = &[
+    libc::TCGETS as u64,
+    libc::TCSETS as u64,
+    libc::TCSETSW as u64,
+    libc::TCSETSF as u64,
+    libc::TIOCGWINSZ as u64,
+    libc::FIONBIO as u64,
+    libc::FIOCLEX as u64,
+    // uapi/linux/fs.h: BLKSSZGET, BLKGETSIZE64
+    0x1268,
+    0x8008_1272,
+    // uapi/linux/fuse.h: FUSE_DEV_IOC_CLONE, _BACKING_OPEN, _BACKING_CLOSE
+    0x8004_e500,
+    0x4010_e501,
+    0x4004_e502,
+];
+
+/// Requests of fcntl that let signals be sent to another process.
+const OWNER_REQUESTS: [u64; 3] = [F_SETOWN, F_SETSIG, F_SETOWN_EX];
+/// uapi/asm-generic/fcntl.h
+const F_SETOWN: u64 = 8;
+const F_SETSIG: u64 = 10;
+const F_SETOWN_EX: u64 = 15;
 
 /// Filters the calls of this thread and of those that it starts later.
 pub(super) fn restrict(extraction: bool) -> Result<(), seccompiler::Error> {
@@ -216,9 +238,14 @@ pub(super) fn restrict(extraction: bool) -> Result<(), seccompiler::Error> {
         let condition = Condition::new(argument, Len::Qword, Op::MaskedEq(mask), value)?;
         rules.insert(call, vec![SeccompRule::new(vec![condition])?]);
     }
-    let harmless = TYPES_INTO_TERMINAL.map(|request| Condition::new(1, Len::Dword, Op::Ne, request));
-    let harmless = harmless.into_iter().collect::<Result<Vec<_>, _>>()?;
-    rules.insert(libc::SYS_ioctl, vec![SeccompRule::new(harmless)?]);
+    let requested = |op, request| Condition::new(1, Len::Dword, op, request);
+    let allowed = REQUESTS.iter().map(|&request| SeccompRule::new(vec![requested(Op::Eq, request)?]));
+    rules.insert(libc::SYS_ioctl, allowed.collect::<Result<_, _>>()?);
+    let others = OWNER_REQUESTS.into_iter().map(|request| requested(Op::Ne, request));
+    rules.insert(libc::SYS_fcntl, vec![SeccompRule::new(others.collect::<Result<_, _>>()?)?]);
+    // Signals to this process: what `abort` does, and a signal that is passed on to its default.
+    let own = Condition::new(0, Len::Dword, Op::Eq, std::process::id().into())?;
+    rules.insert(libc::SYS_tgkill, vec![SeccompRule::new(vec![own])?]);
     let refused = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
     let filter = SeccompFilter::new(rules, refused, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?;
     let program: BpfProgram = filter.try_into()?;
