@@ -158,3 +158,5 @@ WRITABLE_FLAT = [
     Contender("imgfs", "imgfs -o rw --overlay {scratch} {image} {mnt}", "disk.img"),
     Contender("xmount", "xmount --cache {scratch} --in raw {image} {mnt}", "{stem}.dd"),
 ]
+# No program can take writes through FUSE faster than one that throws them away.
+SINK = Contender("a mount that keeps nothing", "imgfs-bounds sink {image} {mnt}", foreground=True)

@@ -25,6 +25,8 @@ class Suite:
     def each_round(self, rounds, those, one):
         """Calls `one(contender)` for all of them in each round, in another order each time."""
         those = [contender for contender in those if contender.is_there()]
+        if not those:
+            return
         for number in range(rounds):
             turn = number % len(those)
             for contender in those[turn:] + those[:turn]:
@@ -245,15 +247,17 @@ class Suite:
             for _ in range(rounds):
                 image = self.images[name]
                 work.read_sequentially(image)
-                self.command(name, "whole disk", "imgfs", f"imgfs cat {image}:/disk.img > {out}/disk.img", clean)
-                self.command(name, "whole disk", "qemu-img convert", f"qemu-img convert -S 0 -O raw {image} {out}/disk.img", clean)
+                self.command(name, "whole disk", "imgfs", f"imgfs cp {image}:/disk.img {out}/disk.img", clean)
+                self.command(name, "whole disk", "qemu-img convert", f"qemu-img convert -O raw {image} {out}/disk.img", clean)
         shutil.rmtree(out, ignore_errors=True)
 
     def writes(self, rounds, only):
         if only in "writes tree":
             self.each_round(rounds, contenders.WRITABLE_TREES, self.write_tree)
+            self.each_round(rounds, [contenders.SINK], self.write_nowhere)
             for _ in range(rounds):
                 self.write_with_mtools()
+                self.overwrite_with_fatfs()
         if only in "writes flat":
             self.each_round(rounds, contenders.WRITABLE_FLAT, self.write_flat)
 
@@ -280,6 +284,17 @@ class Suite:
         with self.mount(contender, self.copy()) as mount:
             rate = work.in_child(lambda: work.create_files(os.path.join(mount.path, "made"), size.created))
             self.put_write(f"create {size.created} files", "/s", contender.name, rate)
+
+    def write_nowhere(self, contender):
+        with self.mount(contender, self.copy()) as mount:
+            path = os.path.join(mount.path, "written.bin")
+            rate = work.in_child(lambda: work.write_sequentially(path, self.size.written))
+            self.put_write("sequential", "MB/s", contender.name, rate / 1e6)
+
+    def overwrite_with_fatfs(self):
+        if shutil.which("imgfs-bounds"):
+            said = subprocess.check_output(["imgfs-bounds", "fatfs", self.copy(), str(self.size.written)], text=True)
+            self.put_write("random 4 KiB overwrites", "/s", "the crate fatfs", float(said))
 
     def write_with_mtools(self):
         size, made = self.size, os.path.join(self.scratch, "made")
