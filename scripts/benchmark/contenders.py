@@ -3,6 +3,7 @@
 A contender mounts an image on a folder, says where the files (or the flat bytes) are, and goes away.
 """
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -59,8 +60,10 @@ class Mount:
         quiet["stderr"] = None if contender.name == "imgfs" else subprocess.DEVNULL
         self.process = subprocess.Popen(words, cwd=self.folder, **quiet, **who)
         try:
-            if not contender.foreground and self.process.wait(SECONDS) != 0:
-                raise RuntimeError(f"{' '.join(words)}: exit code {self.process.returncode}")
+            if not contender.foreground:
+                wait_for(self.process)
+                if self.process.returncode != 0:
+                    raise RuntimeError(f"{' '.join(words)}: exit code {self.process.returncode}")
             self.wait(lambda: mounted(self.mountpoint), "did not mount")
         except BaseException:
             self.__exit__()
@@ -110,6 +113,16 @@ class Mount:
                 return
             time.sleep(0.1)
         raise RuntimeError(f"cannot unmount {self.mountpoint}")
+
+
+def wait_for(process):
+    """Returns the moment it ends. `wait` with a time limit looks only now and then, every 50 ms in the end."""
+    descriptor = os.pidfd_open(process.pid)
+    try:
+        select.select([descriptor], [], [], SECONDS)
+    finally:
+        os.close(descriptor)
+    process.wait(SECONDS)
 
 
 def mounted(path):
