@@ -13,7 +13,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::table::{Extent, Tables, Width, clip, join};
+use super::table::{Extent, Tables, Width, held, join};
 use super::{Companions, ContainerFormat, Opened, Options};
 use crate::bytes::Record;
 use crate::device::mapped::{Mapped, Mapping, Place, Run};
@@ -199,6 +199,6 @@ impl Mapping for Blocks {
         let entries = self.tables.entries(self.table, offset.checked_div(self.block_size).unwrap_or(0))?;
         let within = offset.checked_rem(self.block_size).unwrap_or(0);
         let run = join(self.block_size, within, entries.rest().iter().map(|&entry| self.place(entry)))?;
-        Ok(clip(run, self.file_size))
+        held(run, self.file_size, FORMAT.name, "block")
     }
 }

@@ -10,6 +10,7 @@ mod differencing;
 
 use std::path::{Path, PathBuf};
 
+use imgfs::check::Proof;
 use imgfs::container::{Opened, Options, open};
 use imgfs::error::Error;
 use sha2::{Digest, Sha256};
@@ -537,6 +538,69 @@ fn a_cluster_that_the_file_ends_in_is_filled_up_with_zeros() {
     assert!(matches!(cut.read_exact_at(&mut buf, 3 * MIB), Err(Error::Corrupt { .. })));
     cut.read_exact_at(&mut buf, MIB).unwrap();
     assert_eq!(buf, [7; 3072]);
+}
+
+/// What the walks over an image's tables find.
+fn faults(opened: &Opened) -> Vec<String> {
+    let walks = opened.checks.iter().filter_map(|check| match &check.proof {
+        Proof::Walk(walk) => Some(walk().unwrap()),
+        _ => None,
+    });
+    walks.flatten().collect()
+}
+
+#[test]
+fn the_lost_end_of_a_file_is_an_error_and_never_zeros() {
+    let scratch = Scratch::new();
+    let mut bytes = disk(8 * MIB);
+    // Nothing of it is left out, and none of it is zeros.
+    bytes.iter_mut().for_each(|byte| *byte |= 1);
+    scratch.write("base.raw", &bytes);
+    for (format, kind, lost) in [
+        ("vhdx", "-o block_size=8M", 7_000_000),
+        ("vdi", "", 600_000),
+        ("parallels", "", 600_000),
+        ("vpc", "-o force_size=on", 600_000),
+        ("vmdk", "", 40_000),
+    ] {
+        scratch.sh(PACKAGES, &format!("rm -f image; qemu-img convert -f raw -O {format} {kind} base.raw image"));
+        assert!(faults(&open(&scratch.path("image"), &options()).unwrap()).is_empty(), "{format}");
+        scratch.sh(PACKAGES, &format!("truncate -s -{lost} image"));
+        let opened = open(&scratch.path("image"), &options()).unwrap();
+        assert!(faults(&opened).iter().any(|fault| fault.contains("cut off")), "{format}");
+        let mut wrong = 0;
+        for (n, expected) in bytes.chunks(512).enumerate() {
+            let mut sector = [0; 512];
+            match opened.disk.read_exact_at(&mut sector, n as u64 * 512) {
+                Ok(()) => assert!(sector == *expected, "{format}: sector {n}"),
+                Err(error) => {
+                    assert!(error.to_string().contains("cut off"), "{format}: {error}");
+                    wrong += 1;
+                }
+            }
+        }
+        // The footer of a VHD, and what stands before the first block, are not the disk's.
+        assert!((lost / 512 - 2..=lost / 512 + 1).contains(&wrong), "{format}: {wrong}");
+    }
+}
+
+#[test]
+fn a_qcow2_that_was_cut_off_says_so() {
+    let scratch = Scratch::new();
+    scratch.write("base.raw", &disk(8 * MIB));
+    let marked = |lost: u64| {
+        let script = "qemu-img convert -f raw -O qcow2 -o cluster_size=2M base.raw image; truncate -s";
+        scratch.sh(PACKAGES, &format!("rm -f image; {script} -{lost} image"));
+        let opened = open(&scratch.path("image"), &options()).unwrap();
+        (opened.notes.iter().any(|note| note.contains("cut off")), faults(&opened))
+    };
+    let (noted, found) = marked(0);
+    assert!(!noted && found.is_empty(), "{found:?}");
+    // Within the last cluster, which reads as zeros from there on; then all of it.
+    let (noted, found) = marked(600_000);
+    assert!(!noted && found.iter().any(|fault| fault.contains("not whole")), "{found:?}");
+    let (noted, found) = marked(3_000_000);
+    assert!(noted && found.iter().any(|fault| fault.contains("does not lie")), "{found:?}");
 }
 
 #[test]
