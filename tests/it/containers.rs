@@ -726,6 +726,34 @@ fn an_ova_shows_its_first_disk() {
 }
 
 #[test]
+fn an_ova_in_any_form_of_tar_shows_its_disk() {
+    let scratch = Scratch::new();
+    let bytes = disk(2 * MIB);
+    scratch.write("base.raw", &bytes);
+    let long = format!("{}.vmdk", "long".repeat(30));
+    scratch.sh(
+        "qemu-utils, tar, libarchive-tools, gzip, python3",
+        &format!(
+            "qemu-img convert -f raw -O vmdk -o subformat=streamOptimized base.raw d.vmdk; cp d.vmdk {long}
+            printf '<Envelope/>' > m.ovf; ln -s m.ovf l.ovf; gzip -k d.vmdk
+            tar --format=posix -cf pax.ova m.ovf d.vmdk; tar --format=gnu -cf gnu.ova m.ovf l.ovf {long}
+            tar --format=posix --pax-option=globexthdr.name=x,comment=c -cf global.ova m.ovf {long}
+            tar --format=posix -cf folder.ova --no-recursion . m.ovf d.vmdk
+            bsdtar --format=pax -cf bsd.ova m.ovf {long}; tar -cf packed.ova m.ovf d.vmdk.gz
+            python3 -c \"import tarfile; t = tarfile.open('python.ova', 'w'); t.add('m.ovf'); t.add('{long}')\""
+        ),
+    );
+    for name in ["pax", "gnu", "global", "folder", "bsd", "packed", "python"] {
+        let path = scratch.path(&format!("{name}.ova"));
+        let opened = assert_image(&path, "vmdk", &bytes);
+        let shown = opened.fact("archive").unwrap();
+        let disk = if name == "packed" { "d.vmdk.gz" } else { ".vmdk" };
+        assert!(shown.starts_with("OVA") && shown.ends_with(disk), "{name}: {shown}");
+        assert!(opened.notes.is_empty(), "{name}: {:?}", opened.notes);
+    }
+}
+
+#[test]
 fn a_forced_format_is_not_probed() {
     let scratch = Scratch::new();
     scratch.write("base.raw", &disk(MIB));
