@@ -540,6 +540,9 @@ pub fn open(path: &Path, options: &Options) -> Result<Opened> {
         None => None,
     };
     let mut opened = open_device(device.clone(), &Folder { path, options, depth: 0, map }, options)?;
+    if opened.format == "raw" && options.format.is_none() {
+        opened.notes.extend(split::link_to_piece(path));
+    }
     if options.disk.is_some() && opened.fact(CHOICE).is_none() {
         return Err(Error::unsupported(opened.format, "a choice of disks: it holds one"));
     }
@@ -585,7 +588,11 @@ fn open_within(outer: &[&str], device: Device, companions: &dyn Companions, opti
             return open_as(format, device, companions, options);
         }
     }
-    open_raw(device, options)
+    let mut opened = open_raw(device, options)?;
+    if !outer.contains(&split::FORMAT.name) {
+        opened.notes.extend(split::alone(companions.own_name()));
+    }
+    Ok(opened)
 }
 
 fn open_as(format: &ContainerFormat, device: Device, companions: &dyn Companions, options: &Options) -> Result<Opened> {

@@ -273,6 +273,31 @@ fn split_pieces_are_one_disk_from_any_of_them() {
 }
 
 #[test]
+fn names_that_only_look_like_pieces_are_whole_disks_and_lone_pieces_are_noted() {
+    let scratch = Scratch::new();
+    let bytes = disk(MIB);
+    for name in ["backup.2024", "backup.2025", "backup.2026", "sys.10", "sys.11", "sys.12", "game.st", "game.hd"] {
+        scratch.write(name, &bytes);
+    }
+    for name in ["backup.2024", "backup.2025", "sys.11", "game.st"] {
+        let opened = assert_image(&scratch.path(name), "raw", &bytes);
+        assert!(opened.notes.is_empty(), "{name}: {:?}", opened.notes);
+    }
+    scratch.sh(PACKAGES, "split -b 256k -d -a 3 --numeric-suffixes=1 backup.2024 d.; rm d.002; ln -s d.001 link.img");
+    let said = refusal(&scratch.path("d.003"));
+    assert!(said.contains("d.002") && said.contains("-o format=raw"), "{said}");
+    let noted = |name: &str, what: &str| {
+        let opened = open(&scratch.path(name), &options()).unwrap();
+        assert!(opened.notes.iter().any(|note| note.contains(what)), "{name}: {:?}", opened.notes);
+    };
+    noted("link.img", "link to d.001, one of 3 pieces");
+    scratch.sh(PACKAGES, "rm d.001");
+    noted("d.003", "may be a part of a disk");
+    scratch.sh(PACKAGES, "rm d.003");
+    noted("d.004", "may be a part of a disk");
+}
+
+#[test]
 fn a_container_in_pieces_is_opened_through_them() {
     let scratch = Scratch::new();
     let bytes = disk(8 * MIB);
