@@ -241,6 +241,10 @@ mod tests {
             Ok(Vec::new())
         }
 
+        fn allowed(&self) -> Vec<PathBuf> {
+            Vec::new()
+        }
+
         fn inside(&self, _: &Path) -> Result<Vec<PathBuf>> {
             Err(Error::NotFound)
         }

@@ -70,9 +70,11 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     Ok(opened)
 }
 
-/// The child names its parent by identifier only: every image beside it is asked for its own.
+/// The child names its parent by identifier only: every image beside it, and in the folders that the
+/// user named, is asked for its own.
 fn open_parent(header: &Header, companions: &dyn Companions) -> Result<(PathBuf, Opened)> {
-    for name in companions.siblings()?.into_iter().take(MAX_SIBLINGS) {
+    // VirtualBox keeps the children in a folder of their own, below the parent's.
+    for name in companions.siblings()?.into_iter().chain(companions.allowed()).take(MAX_SIBLINGS) {
         // What cannot be opened or read (a folder, a link, another format) is not the parent.
         let found = companions.open(&name).and_then(|device| Header::read(device.as_ref()));
         if found.is_ok_and(|found| found.uuid == header.parent_uuid) {
@@ -81,7 +83,10 @@ fn open_parent(header: &Header, companions: &dyn Companions) -> Result<(PathBuf,
         }
     }
     let own = printable(companions.own_name().as_encoded_bytes());
-    let what = format!("{own}: no file in its folder is its parent, the VDI {}", guid(header.parent_uuid));
+    let what = format!(
+        "{own}: no file in its folder is its parent, the VDI {} (--allow-references DIR)",
+        guid(header.parent_uuid)
+    );
     Err(Error::io(what, std::io::ErrorKind::NotFound.into()))
 }
 

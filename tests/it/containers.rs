@@ -478,6 +478,49 @@ fn references_below_a_folder_that_the_user_names_are_followed() {
 }
 
 #[test]
+fn parents_in_other_folders_are_found_where_the_user_allows_it() {
+    let scratch = Scratch::new();
+    let bytes = disk(4 * MIB);
+    scratch.write("base.raw", &bytes);
+    std::fs::create_dir(scratch.path("snap")).unwrap();
+    let base = scratch.path("base.vmdk");
+    scratch.sh(
+        PACKAGES,
+        &format!(
+            "for f in vmdk vdi vhdx; do qemu-img convert -f raw -O $f base.raw base.$f; done
+            qemu-img convert -f raw -O vpc -o force_size=on base.raw base.vhd; cd snap
+            qemu-img create -q -f vmdk -b ../base.vmdk -F vmdk relative.vmdk
+            qemu-img create -q -f vmdk -b '{}' -F vmdk absolute.vmdk",
+            base.display()
+        ),
+    );
+    let read = |name: &str| std::fs::read(scratch.path(name)).unwrap();
+    let changes = [build::change(3, 5, 9)];
+    let after = build::changed(&bytes, &changes);
+    let vhd = build::vhd_child(&read("base.vhd"), "..\\base.vhd", 1, &bytes, &changes);
+    let vhdx = build::vhdx_child(&read("base.vhdx"), "..\\base.vhdx", 2, &bytes, &changes);
+    let vdi = build::vdi_child(&read("base.vdi"), 3, &bytes, &changes);
+    for (name, image) in [("child.vhd", vhd), ("child.vhdx", vhdx), ("{1}.vdi", vdi)] {
+        scratch.write(&format!("snap/{name}"), &image);
+    }
+    let allowing = |folder: &str| Options { references: vec![scratch.path(folder)], ..options() };
+    let before = disks::hash(&base);
+    for (name, expected) in [
+        ("relative.vmdk", &bytes),
+        ("absolute.vmdk", &bytes),
+        ("child.vhd", &after),
+        ("child.vhdx", &after),
+        ("{1}.vdi", &after),
+    ] {
+        let path = scratch.path("snap").join(name);
+        assert!(open(&path, &options()).is_err(), "{name}");
+        assert!(open(&path, &allowing("snap")).is_err(), "{name}");
+        assert_disk(name, open(&path, &allowing("")).unwrap().disk.as_ref(), expected);
+    }
+    assert_eq!(disks::hash(&base), before);
+}
+
+#[test]
 fn a_chain_that_leads_back_to_itself_is_refused_in_each_format_with_parents() {
     let scratch = Scratch::new();
     let vmdk = "# Disk DescriptorFile\nversion=1\nCID=00000001\nparentCID=00000001\n\
