@@ -211,6 +211,25 @@ fn a_damaged_foreign_or_stale_index_is_made_anew() {
 }
 
 #[test]
+fn a_fixed_vhd_in_a_single_block_is_recognised_by_its_footer() {
+    let scratch = Scratch::new();
+    let bytes = sparse_disk();
+    scratch.write("base.raw", &bytes);
+    scratch.sh(
+        PACKAGES,
+        "qemu-img convert -f raw -O vpc -o subformat=fixed,force_size=on base.raw d; cp base.raw odd; printf x >> odd
+        xz -0 -T1 -c d > one.vhd.xz; zstd -qc d > one.vhd.zst; xz -0 -T1 -c odd > odd.xz",
+    );
+    for name in ["one.vhd.xz", "one.vhd.zst"] {
+        let opened = open(&scratch.path(name), &scratch.options()).unwrap();
+        assert_eq!((opened.format, opened.disk.size()), ("vhd", bytes.len() as u64), "{name}");
+        assert_random(name, opened.disk.as_ref(), &bytes, 3);
+    }
+    let opened = open(&scratch.path("odd.xz"), &scratch.options()).unwrap();
+    assert!(opened.notes.iter().any(|note| note.contains("not looked at")), "{:?}", opened.notes);
+}
+
+#[test]
 fn bytes_behind_the_compressed_data_are_left_out_with_a_note() {
     let scratch = Scratch::new();
     let bytes = disk(2 * MIB);
