@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use self::source::cause;
 use self::spool::Spool;
-use super::{Companions, Opened, Options, open_raw, open_within};
+use super::{Companions, Opened, Options, ddrescue, open_raw, open_within};
 use crate::check::Check;
 use crate::device::Device;
 use crate::device::mapped::{Mapped, Mapping, Place, Run};
@@ -197,7 +197,10 @@ fn open_inner(disk: Device, forward: bool, companions: &dyn Companions, options:
         outer.extend(TRAILED);
         notes.push(format!("the last bytes cannot be read: {error}"));
     }
-    let mut opened = open_within(&outer, disk, companions, options)?;
+    let mut opened = match ddrescue::of_unpacked(disk.size(), companions) {
+        Some(map) => ddrescue::open_through(&map, disk, &outer, companions, options)?,
+        None => open_within(&outer, disk, companions, options)?,
+    };
     opened.notes.extend(notes);
     Ok(opened)
 }

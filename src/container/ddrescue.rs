@@ -8,10 +8,13 @@
 //!   0x00000000  0x00117000  +           place, length, status: + read, ? * / - not (yet)
 //! ```
 //!
-//! Supported: `IMAGE.map`, `IMAGE.mapfile`, `IMAGE.log`, and the same beside the image's stem; maps of
-//! older versions (log files); any file that the user names. Bytes that were not read are an error at their place, or zeros when
-//! the user says so; what the image is (raw, another container) is probed by its bytes.
+//! Supported: `IMAGE.map`, `IMAGE.mapfile`, `IMAGE.log`, and the same beside the image's stem when the map
+//! says that it is of this image; maps of older versions (log files); the map of an image that was packed
+//! since (`IMAGE.gz`); any file that the user names. Bytes that were not read are an error at their place,
+//! or zeros when the user says so; what the image is (raw, another container) is probed by its bytes.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,6 +27,8 @@ use crate::text::printable;
 pub(super) const FORMAT: ContainerFormat = ContainerFormat { name: "ddrescue", snapshots: true, probe, open };
 
 const ENDINGS: [&str; 3] = ["map", "mapfile", "log"];
+/// Endings of images that were packed.
+const PACKED: [&str; 4] = ["gz", "xz", "zst", "bz2"];
 /// A map of a disk that is wholly in pieces is a few megabytes.
 const MAX_LEN: u64 = 64 << 20;
 /// The map's head is recognised in as much.
@@ -31,8 +36,8 @@ const PROBED: u64 = 64;
 /// Ranges that are listed one by one.
 const MAX_LISTED: usize = 100;
 
-fn probe(_: &dyn BlockDevice, companions: &dyn Companions) -> Result<bool> {
-    Ok(find(companions).is_some())
+fn probe(device: &dyn BlockDevice, companions: &dyn Companions) -> Result<bool> {
+    Ok(find(device.size(), companions).is_some())
 }
 
 /// Opens an image of a known format through its map.
@@ -44,28 +49,54 @@ pub(super) fn open_as(name: &str, file: Device, companions: &dyn Companions, opt
     open(file, companions, options)
 }
 
-/// The map beside the image.
-fn find(companions: &dyn Companions) -> Option<(PathBuf, Device)> {
-    if let Some(named) = companions.map() {
-        return Some(named);
-    }
+/// A map's name, and the map.
+type Found = (PathBuf, Device);
+
+/// The map that the user named, or the one beside an image of `size` bytes.
+fn find(size: u64, companions: &dyn Companions) -> Option<Found> {
+    companions.map().or_else(|| beside(Path::new(companions.own_name()), size, companions))
+}
+
+/// The map of an image that was packed whole, and had the name of the packed file without its ending.
+pub(super) fn of_unpacked(size: u64, companions: &dyn Companions) -> Option<Found> {
     let own = Path::new(companions.own_name());
+    let packed = own.extension().is_some_and(|ending| PACKED.iter().any(|known| ending.eq_ignore_ascii_case(known)));
+    if packed && companions.map().is_none() { beside(Path::new(own.file_stem()?), size, companions) } else { None }
+}
+
+/// The map beside an image of this name and size. Next to `game.img` and `game.map` may lie a `game.iso`
+/// that has nothing to do with either.
+fn beside(own: &Path, size: u64, companions: &dyn Companions) -> Option<Found> {
     let siblings = companions.siblings().ok()?;
     for ending in ENDINGS {
         let mut appended = own.as_os_str().to_owned();
         appended.push(".");
         appended.push(ending);
-        for name in [PathBuf::from(appended), own.with_extension(ending)] {
-            if name.as_os_str() == own.as_os_str() || !siblings.contains(&name) {
+        for (name, sure) in [(PathBuf::from(appended), true), (own.with_extension(ending), false)] {
+            if name.as_os_str() == companions.own_name() || name.as_os_str() == own || !siblings.contains(&name) {
                 continue;
             }
             let Ok(device) = companions.open(&name) else { continue };
-            if is_map(device.as_ref()) {
+            if is_map(device.as_ref()) && (sure || is_of(&device, own, size)) {
                 return Some((name, device));
             }
         }
     }
     None
+}
+
+/// Whether a map says that it is of the image: by name, or by size.
+fn is_of(map: &Device, own: &Path, size: u64) -> bool {
+    let Ok(text) = read_map(map.as_ref()) else { return false };
+    let named = command_line(&text).is_some_and(|line| writes_to(line, own.as_os_str().as_encoded_bytes()));
+    named || Map::parse(&text, size).is_ok_and(|map| map.end == size)
+}
+
+fn read_map(map: &dyn BlockDevice) -> Result<Vec<u8>> {
+    if map.size() > MAX_LEN {
+        return Err(Error::corrupt(FORMAT.name, "map (too long)", 0));
+    }
+    read_vec(map, 0, usize::try_from(map.size()).map_err(|_| Error::Invalid)?)
 }
 
 fn is_map(device: &dyn BlockDevice) -> bool {
@@ -78,20 +109,28 @@ fn is_map(device: &dyn BlockDevice) -> bool {
 
 fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<Opened> {
     let missing = || Error::unsupported(FORMAT.name, "an image without a map beside it");
-    let (name, map) = find(companions).ok_or_else(missing)?;
-    if map.size() > MAX_LEN {
-        return Err(Error::corrupt(FORMAT.name, "map (too long)", 0));
-    }
-    let text = read_vec(map.as_ref(), 0, usize::try_from(map.size()).map_err(|_| Error::Invalid)?)?;
+    let map = find(file.size(), companions).ok_or_else(missing)?;
+    // Pieces were put together before, and would be again, without the map.
+    open_through(&map, file, &[FORMAT.name, "split"], companions, options)
+}
+
+/// Opens a disk through its map; it is not one of the formats in `outer`.
+pub(super) fn open_through(
+    (name, map): &Found,
+    file: Device,
+    outer: &[&str],
+    companions: &dyn Companions,
+    options: &Options,
+) -> Result<Opened> {
+    let text = read_map(map.as_ref())?;
     let Map { bad, read, end } = Map::parse(&text, file.size())?;
     let size = file.size();
     let zero = options.bad_as_zeros;
     let damaged = Damaged::new(file, bad.clone(), "ddrescue could not read it", zero);
-    // Pieces were put together before, and would be again, without the map.
     let disk: Device = Arc::new(damaged);
     let inner = match options.format.as_deref() {
         Some("raw") => open_raw(disk.clone(), options),
-        _ => open_within(&[FORMAT.name, "split"], disk.clone(), companions, options),
+        _ => open_within(outer, disk.clone(), companions, options),
     };
     let mut opened = match inner {
         // The bytes by which formats are known were not read.
@@ -188,9 +227,39 @@ fn number(word: &[u8]) -> Option<u64> {
     if word.len() > 1 && word.starts_with('0') { u64::from_str_radix(word, 8).ok() } else { word.parse().ok() }
 }
 
+/// How ddrescue was called the last time; words stand in it as they came, without quotation marks.
+fn command_line(text: &[u8]) -> Option<&[u8]> {
+    let comments = text.split(|&b| b == b'\n').take_while(|line| line.starts_with(b"#"));
+    comments.filter_map(|line| line.strip_prefix(b"# Command line: ")).next().map(<[u8]>::trim_ascii_end)
+}
+
+/// Whether a command line names the file as what is written to: the name of a map follows it.
+fn writes_to(line: &[u8], name: &[u8]) -> bool {
+    let places = line.windows(name.len().max(1)).enumerate().filter(|(_, window)| *window == name);
+    let is_map = |word: &[u8]| {
+        ENDINGS.iter().any(|ending| Path::new(OsStr::from_bytes(word)).extension() == Some(OsStr::new(ending)))
+    };
+    places.map(|(at, _)| line.split_at_checked(at).unwrap_or_default()).any(|(before, from)| {
+        let rest = from.get(name.len()..).unwrap_or_default();
+        let mut words = rest.split(|&b| b == b' ').filter(|word| !word.is_empty());
+        let (first, second) = (words.next(), words.next());
+        let follows = first.is_some_and(|first| is_map(first) || second.is_none());
+        (before.ends_with(b" ") || before.ends_with(b"/")) && rest.starts_with(b" ") && follows
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_line_says_what_was_written() {
+        let written = |line: &str, name: &str| writes_to(line.as_bytes(), name.as_bytes());
+        assert!(written("ddrescue /dev/sr0 rescue/my game.img game.map -r3", "my game.img"));
+        assert!(written("ddrescue game.iso game.img renamed", "game.img"));
+        assert!(!written("ddrescue game.iso game.img game.map", "game.iso"));
+        assert!(!written("ddrescue game.iso mygame.img game.map", "game.img"));
+    }
 
     #[test]
     fn everything_but_a_plus_is_bad_and_so_is_what_the_map_leaves_out() {
