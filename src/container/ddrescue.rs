@@ -8,6 +8,9 @@
 //!   0x00000000  0x00117000  +           place, length, status: + read, ? * / - not (yet)
 //! ```
 //!
+//! Positions in a map are those of what was read; where the command line in it says that they are others
+//! in the image (`-i`, `-o`), they are moved.
+//!
 //! Supported: `IMAGE.map`, `IMAGE.mapfile`, `IMAGE.log`, and the same beside the image's stem when the map
 //! says that it is of this image; maps of older versions (log files); the map of an image that was packed
 //! since (`IMAGE.gz`); any file that the user names. Bytes that were not read are an error at their place,
@@ -123,7 +126,7 @@ pub(super) fn open_through(
     options: &Options,
 ) -> Result<Opened> {
     let text = read_map(map.as_ref())?;
-    let Map { bad, read, end } = Map::parse(&text, file.size())?;
+    let Map { bad, read, end, unsure } = Map::parse(&text, file.size())?;
     let size = file.size();
     let zero = options.bad_as_zeros;
     let damaged = Damaged::new(file, bad.clone(), "ddrescue could not read it", zero);
@@ -157,6 +160,11 @@ pub(super) fn open_through(
     if end > size {
         opened.notes.push(format!("the image is shorter than its map: {} bytes are missing", end.saturating_sub(size)));
     }
+    if unsure {
+        let note = "the map does not say how it was made: if ddrescue was told where to begin to write (-o), its \
+                    positions are not those of the image";
+        opened.notes.push(note.to_owned());
+    }
     Ok(opened)
 }
 
@@ -165,14 +173,20 @@ struct Map {
     bad: Vec<BadRange>,
     /// Bytes of the image that were read.
     read: u64,
-    /// Where the map ends.
+    /// Where the map ends, in the image.
     end: u64,
+    /// Its positions may be of what was read alone: nothing says that they are the image's.
+    unsure: bool,
 }
 
 impl Map {
     /// `size` is the image's: what lies behind the map was not read either.
     fn parse(text: &[u8], size: u64) -> Result<Self> {
-        let mut map = Self { bad: Vec::new(), read: 0, end: 0 };
+        let mut map = Self { bad: Vec::new(), read: 0, end: 0, unsure: false };
+        let command = command_line(text);
+        let positions = command.map(Positions::parse).unwrap_or_default();
+        // In the positions of what was read.
+        let mut last = 0u64;
         let mut at = 0u64;
         let mut rows = 0u64;
         for line in text.split(|&b| b == b'\n') {
@@ -191,20 +205,25 @@ impl Map {
             let damaged = || Error::corrupt(FORMAT.name, "map", start);
             let &[place, len, status] = words.as_slice() else { return Err(damaged()) };
             let (offset, len) = (number(place).ok_or_else(damaged)?, number(len).ok_or_else(damaged)?);
-            if offset < map.end || !matches!(status, b"+" | b"?" | b"*" | b"/" | b"-") {
+            if offset < last || !matches!(status, b"+" | b"?" | b"*" | b"/" | b"-") {
                 return Err(damaged());
             }
-            let end = offset.checked_add(len).ok_or_else(damaged)?;
+            last = offset.checked_add(len).ok_or_else(damaged)?;
+            if rows == 2 {
+                map.unsure = command.is_none() && status == b"?" && offset == 0;
+            }
+            let (offset, end) = (positions.of_output(offset), positions.of_output(last));
             let gap = offset.saturating_sub(map.end);
             map.push(map.end, gap, size);
             map.end = end;
             if status == b"+" {
                 map.read = map.read.saturating_add(end.min(size).saturating_sub(offset));
             } else {
-                map.push(offset, len, size);
+                map.push(offset, end.saturating_sub(offset), size);
             }
         }
         map.push(map.end, size.saturating_sub(map.end), size);
+        map.unsure &= map.end > size;
         Ok(map)
     }
 
@@ -248,12 +267,95 @@ fn writes_to(line: &[u8], name: &[u8]) -> bool {
     })
 }
 
+/// Where reading and writing began: places of the map are the former's.
+#[derive(Default)]
+struct Positions {
+    input: u64,
+    output: u64,
+}
+
+impl Positions {
+    /// Options of one letter that have a value.
+    const VALUED: &[u8] = b"abceEFHiKmoQrsTWxXZ12";
+
+    fn parse(line: &[u8]) -> Self {
+        let (mut input, mut output, mut sector) = (None, None, None);
+        let mut words = line.split(|&b| b == b' ').filter(|word| !word.is_empty()).skip(1);
+        while let Some(word) = words.next() {
+            let (letter, value) = match word {
+                b"--" => break,
+                [b'-', b'-', long @ ..] => {
+                    let (name, value) = match long.iter().position(|&b| b == b'=') {
+                        Some(at) => (long.get(..at).unwrap_or_default(), long.get(at.saturating_add(1)..)),
+                        None => (long, None),
+                    };
+                    let letter = match name {
+                        b"input-position" => b'i',
+                        b"output-position" => b'o',
+                        b"sector-size" => b'b',
+                        _ => continue,
+                    };
+                    (letter, value.or_else(|| words.next()))
+                }
+                [b'-', letters @ ..] => {
+                    let Some(at) = letters.iter().position(|letter| Self::VALUED.contains(letter)) else { continue };
+                    let value = letters.get(at.saturating_add(1)..).filter(|value| !value.is_empty());
+                    (letters.get(at).copied().unwrap_or_default(), value.or_else(|| words.next()))
+                }
+                _ => continue,
+            };
+            match letter {
+                b'i' => input = value,
+                b'o' => output = value,
+                b'b' => sector = value.and_then(|value| with_unit(value, 1)),
+                _ => {}
+            }
+        }
+        let place = |value: Option<&[u8]>| value.and_then(|value| with_unit(value, sector.unwrap_or(512)));
+        let input = place(input).unwrap_or(0);
+        Self { input, output: place(output).unwrap_or(input) }
+    }
+
+    /// The place in the image; what was read before its first byte is not in it.
+    fn of_output(&self, place: u64) -> u64 {
+        if self.output >= self.input {
+            place.saturating_add(self.output.saturating_sub(self.input))
+        } else {
+            place.saturating_sub(self.input.saturating_sub(self.output))
+        }
+    }
+}
+
+/// A number with one of ddrescue's multipliers: `s` is a sector, `k` a thousand, `Ki` 1024, and so on.
+fn with_unit(word: &[u8], sector: u64) -> Option<u64> {
+    let word = word.strip_suffix(b"B").unwrap_or(word);
+    let (word, base) = word.strip_suffix(b"i").map_or((word, 1000u64), |word| (word, 1024));
+    let power = |letter: u8| b"kMGTPE".iter().position(|&unit| unit == letter || (unit == b'k' && letter == b'K'));
+    match word.split_last() {
+        Some((b's', digits)) => number(digits)?.checked_mul(sector),
+        Some((&letter, digits)) if !word.starts_with(b"0x") && power(letter).is_some() => {
+            let exponent = u32::try_from(power(letter)?).ok()?.checked_add(1)?;
+            number(digits)?.checked_mul(base.checked_pow(exponent)?)
+        }
+        _ => number(word),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_command_line_says_what_was_written() {
+    fn a_command_line_says_where_reading_and_writing_began_and_what_was_written() {
+        let moved = |line: &str| {
+            let Positions { input, output } = Positions::parse(line.as_bytes());
+            (input, output)
+        };
+        assert_eq!(moved("ddrescue -q -i 1M -s 4M -o 0 a part.img part.map"), (1_000_000, 0));
+        assert_eq!(moved("ddrescue -qi2s -b4096 a b c"), (8192, 8192));
+        assert_eq!(moved("ddrescue --input-position=1Ki --output-position 0x10 a b c"), (1024, 16));
+        assert_eq!(moved("ddrescue -r3 -o 1KiB a b c"), (0, 1024));
+        assert_eq!(moved("ddrescue -- -i 5 c"), (0, 0));
         let written = |line: &str, name: &str| writes_to(line.as_bytes(), name.as_bytes());
         assert!(written("ddrescue /dev/sr0 rescue/my game.img game.map -r3", "my game.img"));
         assert!(written("ddrescue game.iso game.img renamed", "game.img"));

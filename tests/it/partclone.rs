@@ -255,6 +255,29 @@ fn the_map_of_an_image_that_was_packed_since_is_applied_to_what_is_unpacked() {
 }
 
 #[test]
+fn positions_in_a_map_are_moved_to_where_the_image_has_them() {
+    let folder = Folder::new("ddrescue");
+    let bytes: Vec<u8> = (0..600_000u32).map(|n| (n / 1000) as u8 | 1).collect();
+    folder.write("source", &bytes);
+    // A part of what is read becomes the whole image: nothing of it is bad.
+    run(&folder, "ddrescue", "gddrescue", &["-qi", "100k", "-s400k", "-o", "0", "source", "part.img", "part.map"]);
+    let opened = container::open(&folder.path("part.img"), &options()).unwrap();
+    assert_eq!(opened.fact("rescued"), Some("400000 of 400000 bytes"));
+    assert!(read_disk(&opened).unwrap() == bytes[100_000..500_000]);
+    // Written further on than it was read.
+    let late = ["-q", "--output-position=2s", "source", "late.img", "late.img.map"];
+    run(&folder, "ddrescue", "gddrescue", &late);
+    let opened = container::open(&folder.path("late.img"), &options()).unwrap();
+    assert_eq!((opened.fact("bad range"), opened.disk.size()), (Some("1024 bytes at 0"), 601_024));
+    // Without the command line nobody knows.
+    let map = std::fs::read_to_string(folder.path("part.map")).unwrap();
+    let map: Vec<&str> = map.lines().filter(|line| !line.contains("Command line")).collect();
+    folder.write("part.img.map", map.join("\n").as_bytes());
+    let opened = container::open(&folder.path("part.img"), &options()).unwrap();
+    assert!(opened.notes.iter().any(|note| note.contains("(-o)")), "{:?}", opened.notes);
+}
+
+#[test]
 fn a_container_in_an_image_with_a_map_is_opened_through_it() {
     let folder = Folder::new("ddrescue");
     folder.write("raw.img", &vec![7; 1 << 20]);
