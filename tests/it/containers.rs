@@ -794,6 +794,32 @@ fn an_ova_shows_its_first_disk() {
 }
 
 #[test]
+fn a_vmdk_descriptor_in_any_spelling_is_one() {
+    let scratch = Scratch::new();
+    let bytes = disk(MIB);
+    scratch.write("base.raw", &bytes);
+    scratch.sh(PACKAGES, "qemu-img convert -f raw -O vmdk -o subformat=monolithicFlat base.raw d.vmdk");
+    let text = std::fs::read_to_string(scratch.path("d.vmdk")).unwrap();
+    let (_, rest) = text.split_once('\n').unwrap();
+    for first in [
+        "# Disk DescriptorFile",
+        "# Disk Descriptor File",
+        "#Disk Descriptor File",
+        "#Disk DescriptorFile",
+        "# Made by hand\n\n# for a test",
+    ] {
+        let path = scratch.write("d.vmdk", format!("{first}\n{rest}").as_bytes());
+        assert!(oracle(&scratch, "d.vmdk", "vmdk") == bytes, "{first}");
+        assert_image(&path, "vmdk", &bytes);
+    }
+    // Windows does not tell upper from lower case.
+    scratch.sh(PACKAGES, "mv d-flat.vmdk D-FLAT.VMDK");
+    assert_image(&scratch.path("d.vmdk"), "vmdk", &bytes);
+    let other = "# a program's settings\nversion=1\nname=x\n";
+    assert_image(&scratch.write("settings", other.as_bytes()), "raw", other.as_bytes());
+}
+
+#[test]
 fn an_ova_in_any_form_of_tar_shows_its_disk() {
     let scratch = Scratch::new();
     let bytes = disk(2 * MIB);
