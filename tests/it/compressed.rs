@@ -230,6 +230,15 @@ fn a_fixed_vhd_in_a_single_block_is_recognised_by_its_footer() {
 }
 
 #[test]
+fn zstandard_behind_many_skippable_frames_is_recognised() {
+    let scratch = Scratch::new();
+    let bytes = disk(MIB);
+    let frames = "for i in 1 2 3 4 5 6 7 8 9; do printf '\\x50\\x2a\\x4d\\x18\\x03\\0\\0\\0abc'; done; zstd -qc d";
+    make(&scratch, &bytes, &[("many.zst", frames)]);
+    assert_image(&scratch.path("many.zst"), "zst", &bytes, &scratch.options());
+}
+
+#[test]
 fn bytes_behind_the_compressed_data_are_left_out_with_a_note() {
     let scratch = Scratch::new();
     let bytes = disk(2 * MIB);
