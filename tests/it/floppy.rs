@@ -129,6 +129,11 @@ fn a_zip_with_one_image_is_that_image() {
     run(&folder, "zip", "zip", &["-q", "two.zip", "disk.ima", "other.ima"]);
     let error = container::open(&folder.path("two.zip"), &options()).err().unwrap();
     assert!(matches!(&error, Error::Unsupported { .. }) && error.to_string().contains("several"), "{error}");
+    // Finder's file of attributes is none of the archive's.
+    std::fs::create_dir(folder.path("__MACOSX")).unwrap();
+    folder.write("__MACOSX/._disk.ima", b"attributes");
+    run(&folder, "zip", "zip", &["-q", "mac.zip", "disk.ima", "__MACOSX/._disk.ima"]);
+    assert!(decoded(&folder.path("mac.zip")) == bytes);
     // What is inside is probed like any file.
     folder.write("disk.img", &disk(720));
     dsktrans(&folder, "ibm360", "imd");
