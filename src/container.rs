@@ -286,6 +286,8 @@ pub trait Companions {
     fn open_disk(&self, name: &Path, format: Option<&str>) -> Result<Opened>;
     /// Names of the files beside the image.
     fn siblings(&self) -> Result<Vec<PathBuf>>;
+    /// Whole paths of the files in the folders that the user named.
+    fn allowed(&self) -> Vec<PathBuf>;
     /// Names of the files in a folder beside the image.
     fn inside(&self, folder: &Path) -> Result<Vec<PathBuf>>;
     /// Opens the bytes of a file in a folder beside the image.
@@ -318,9 +320,10 @@ fn choose<'a, T>(
 /// The fact by which it is known that there was a choice.
 const CHOICE: &str = "shown disk";
 
-/// The file beside the image that one of these paths means. Paths of Windows and of other machines
-/// are worth their last component only, and Windows does not tell `A` from `a`. When there is no
-/// such file it is the first path's name, so that opening it says what is missing.
+/// The file that one of these paths means. Paths of Windows and of other machines are worth their last
+/// component, the name of a file beside the image; Windows does not tell `A` from `a`. When there is no
+/// such file the whole path may lead below a folder that the user named; otherwise it is the first path's
+/// name, so that opening it says what is missing.
 fn beside(companions: &dyn Companions, paths: &[String]) -> Result<PathBuf> {
     let siblings = companions.siblings()?;
     let names = || paths.iter().filter_map(|path| path.rsplit(['\\', '/']).next()).filter(|name| !name.is_empty());
@@ -331,7 +334,10 @@ fn beside(companions: &dyn Companions, paths: &[String]) -> Result<PathBuf> {
             return Ok(found.clone());
         }
     }
-    Ok(PathBuf::from(names().next().unwrap_or_default()))
+    // A path with a drive's letter is of another machine.
+    let whole = paths.iter().filter(|path| path.contains(['\\', '/']) && !path.contains(':'));
+    let whole = whole.map(|path| PathBuf::from(path.replace('\\', "/"))).find(|path| companions.open(path).is_ok());
+    Ok(whole.unwrap_or_else(|| PathBuf::from(names().next().unwrap_or_default())))
 }
 
 /// Longest chain of images that refer to each other: more than any tool makes, far less than the stack.
@@ -501,6 +507,16 @@ impl Companions for Folder<'_> {
         })
     }
 
+    fn allowed(&self) -> Vec<PathBuf> {
+        let folders = self.options.references.iter().filter_map(|folder| folder.canonicalize().ok());
+        // One that cannot be listed may still be led into by name.
+        let files = |folder: PathBuf| {
+            let names = names(&folder).unwrap_or_default();
+            names.into_iter().map(move |name| folder.join(name))
+        };
+        folders.flat_map(files).collect()
+    }
+
     fn inside(&self, folder: &Path) -> Result<Vec<PathBuf>> {
         names(&self.folder(folder)?)
     }
@@ -540,6 +556,9 @@ pub fn open(path: &Path, options: &Options) -> Result<Opened> {
         None => None,
     };
     let mut opened = open_device(device.clone(), &Folder { path, options, depth: 0, map }, options)?;
+    if opened.format == "raw" && options.format.is_none() {
+        opened.notes.extend(split::link_to_piece(path));
+    }
     if options.disk.is_some() && opened.fact(CHOICE).is_none() {
         return Err(Error::unsupported(opened.format, "a choice of disks: it holds one"));
     }
@@ -585,7 +604,11 @@ fn open_within(outer: &[&str], device: Device, companions: &dyn Companions, opti
             return open_as(format, device, companions, options);
         }
     }
-    open_raw(device, options)
+    let mut opened = open_raw(device, options)?;
+    if !outer.contains(&split::FORMAT.name) {
+        opened.notes.extend(split::alone(companions.own_name()));
+    }
+    Ok(opened)
 }
 
 fn open_as(format: &ContainerFormat, device: Device, companions: &dyn Companions, options: &Options) -> Result<Opened> {

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use self::source::cause;
 use self::spool::Spool;
-use super::{Companions, Opened, Options, open_raw, open_within};
+use super::{Companions, Opened, Options, ddrescue, open_raw, open_within};
 use crate::check::Check;
 use crate::device::Device;
 use crate::device::mapped::{Mapped, Mapping, Place, Run};
@@ -31,6 +31,10 @@ use crate::error::{Error, Result};
 const OUTER: [&str; 6] = ["gz", "xz", "zst", "bz2", "split", "ddrescue"];
 /// Also not tried when the disk unpacks only from its start: told by their last bytes.
 const TRAILED: [&str; 4] = ["vhd", "dmg", "nrg", "d64"];
+/// Disks are in whole blocks of this size, but for small and old ones.
+const BLOCK: u64 = 4096;
+const NOT_LOOKED_AT: &str = "the last bytes were not looked at, because all others would have to be unpacked first: \
+     a fixed VHD, a DMG or an NRG would not be recognised";
 /// Units past this are never unpacked into memory.
 pub(super) const LARGEST_UNIT: u64 = 64 << 20;
 
@@ -182,13 +186,21 @@ fn open_inner(disk: Device, forward: bool, companions: &dyn Companions, options:
         return Ok(opened);
     }
     if forward {
-        // A dynamic VHD is told by its first bytes, too.
-        outer.extend(TRAILED.iter().filter(|&&name| name != "vhd" || !start.starts_with(b"conectix")));
+        // A dynamic VHD is told by its first bytes, too; and a disk of whole blocks with a sector behind them
+        // is most likely a fixed one, which is worth unpacking.
+        let vhd = start.starts_with(b"conectix") || disk.size() % BLOCK == 512;
+        outer.extend(TRAILED.iter().filter(|&&name| name != "vhd" || !vhd));
+        if !vhd && !disk.size().is_multiple_of(BLOCK) {
+            notes.push(NOT_LOOKED_AT.to_owned());
+        }
     } else if let Err(error) = disk.read_exact_at(&mut start, disk.size().saturating_sub(len)) {
         outer.extend(TRAILED);
         notes.push(format!("the last bytes cannot be read: {error}"));
     }
-    let mut opened = open_within(&outer, disk, companions, options)?;
+    let mut opened = match ddrescue::of_unpacked(disk.size(), companions) {
+        Some(map) => ddrescue::open_through(&map, disk, &outer, companions, options)?,
+        None => open_within(&outer, disk, companions, options)?,
+    };
     opened.notes.extend(notes);
     Ok(opened)
 }
@@ -239,6 +251,10 @@ mod tests {
 
         fn siblings(&self) -> Result<Vec<PathBuf>> {
             Ok(Vec::new())
+        }
+
+        fn allowed(&self) -> Vec<PathBuf> {
+            Vec::new()
         }
 
         fn inside(&self, _: &Path) -> Result<Vec<PathBuf>> {

@@ -155,6 +155,8 @@ fn parse(text: &[u8]) -> Result<Vec<Source<'_>>> {
     let mut session = 1u32;
     let mut high = false;
     let mut count = 0usize;
+    // A track before the first file.
+    let mut early: Option<Entry> = None;
     for line in lines(text) {
         let track = sources.last_mut().and_then(|source| source.tracks.last_mut());
         match (line.command(), track) {
@@ -164,12 +166,22 @@ fn parse(text: &[u8]) -> Result<Vec<Source<'_>>> {
                 let (kind, name) =
                     words.split_last().filter(|(_, name)| !name.is_empty()).ok_or_else(|| line.damaged())?;
                 let (kind, name) = (kind.to_ascii_uppercase(), name.join(&b' '));
-                sources.push(Source { name, kind, tracks: Vec::new(), line });
+                // A track that has not begun is of this file: EAC leaves the gap before it in the previous one
+                // ("non-compliant"), and others write TRACK first.
+                let begun = |track: &Entry| track.index1.is_some();
+                let early = match sources.last_mut() {
+                    Some(source) => source.tracks.pop_if(|track| !begun(track)),
+                    None => early.take(),
+                };
+                let tracks = early.into_iter().map(|track| Entry { index0: None, ..track }).collect();
+                sources.push(Source { name, kind, tracks, line });
             }
             (Some(b"TRACK"), _) => {
                 count = count.saturating_add(1);
-                let source = sources.last_mut().filter(|_| count <= MAX_TRACKS).ok_or_else(|| line.damaged())?;
-                source.tracks.push(Entry {
+                if count > MAX_TRACKS {
+                    return Err(line.damaged());
+                }
+                let track = Entry {
                     number: line.number(1)?,
                     session,
                     high,
@@ -179,7 +191,12 @@ fn parse(text: &[u8]) -> Result<Vec<Source<'_>>> {
                     index0: None,
                     index1: None,
                     line_at: line.at,
-                });
+                };
+                match sources.last_mut() {
+                    Some(source) => source.tracks.push(track),
+                    None if early.is_none() => early = Some(track),
+                    None => return Err(line.damaged()),
+                }
             }
             (Some(b"INDEX"), Some(track)) => match line.number(1)? {
                 0 => track.index0 = Some(line.msf(2)?),
@@ -195,7 +212,12 @@ fn parse(text: &[u8]) -> Result<Vec<Source<'_>>> {
             _ => {}
         }
     }
-    Ok(sources)
+    match early {
+        Some(track) => {
+            Err(Error::corrupt(FORMAT.name, format!("track {} (there is no file)", track.number), track.line_at))
+        }
+        None => Ok(sources),
+    }
 }
 
 fn form(line: &Line<'_>) -> Result<Form> {
@@ -397,7 +419,8 @@ mod tests {
             ("FILE a BINARY\nTRACK 01 AUDIO\nINDEX 01 00:00:100", "INDEX 01 00:00:100"),
             ("FILE a BINARY\nTRACK 01 MODE3_FORM1", "TRACK 01 MODE3_FORM1"),
             ("CATALOG\n", "CATALOG"),
-            ("TRACK 01 AUDIO", "TRACK 01 AUDIO"),
+            ("TRACK 01 AUDIO", "track 1 (there is no file)"),
+            ("TRACK 01 AUDIO\nTRACK 02 AUDIO", "TRACK 02 AUDIO"),
             ("FILE a\n", "FILE a"),
         ] {
             let error = parse(sheet.as_bytes()).err().unwrap().to_string();

@@ -43,6 +43,9 @@ pub(super) struct Sector {
     pub(super) data: Data,
 }
 
+/// Numbers of a track's sectors, ascending, and the size of each.
+type Shape = (Vec<u8>, usize);
+
 /// All sectors by cylinder and head.
 #[derive(Default)]
 pub(super) struct Floppy {
@@ -76,32 +79,44 @@ impl Floppy {
         Ok(())
     }
 
-    /// Numbers and size of the sectors that most tracks have.
-    fn usual(&self) -> (Vec<u8>, usize) {
-        let mut shapes: BTreeMap<(Vec<u8>, usize), usize> = BTreeMap::new();
-        for track in self.tracks.values() {
+    /// Numbers and size of the sectors that most tracks have, and how many have them.
+    fn most<'a>(tracks: impl Iterator<Item = &'a Vec<Sector>>) -> (Shape, usize) {
+        let mut shapes: BTreeMap<Shape, usize> = BTreeMap::new();
+        for track in tracks {
             let mut ids: Vec<u8> = track.iter().map(|sector| sector.id).collect();
             ids.sort_unstable();
             let size = track.first().map_or(0, |sector| sector.size);
             let count = shapes.entry((ids, size)).or_default();
             *count = count.saturating_add(1);
         }
-        shapes.into_iter().max_by_key(|(_, count)| *count).map(|(shape, _)| shape).unwrap_or_default()
+        shapes.into_iter().max_by_key(|(_, count)| *count).unwrap_or_default()
+    }
+
+    /// Numbers and size of the sectors that a track of this head has. On some machines (Kaypro) the second
+    /// side goes on counting; a side that is mostly lost is taken to be like the other.
+    fn usual(&self, head: u8, cylinders: usize) -> Shape {
+        let of_head = self.tracks.iter().filter(|((_, of), _)| *of == head).map(|(_, track)| track);
+        let (shape, count) = Self::most(of_head);
+        if count > cylinders / 2 { shape } else { Self::most(self.tracks.values()).0 }
     }
 
     /// The flat disk.
     pub(super) fn open(mut self, format: &'static str, options: &Options) -> Result<Opened> {
-        let (ids, size) = self.usual();
+        let heads = self.tracks.keys().map(|&(_, head)| head).max().unwrap_or(0).min(1);
+        let cylinders = self.tracks.keys().map(|&(cylinder, _)| cylinder).max().unwrap_or(0);
+        let count = usize::from(cylinders).saturating_add(1);
+        let shapes = [self.usual(0, count), self.usual(1, count)];
+        let [(first, size), _] = &shapes;
+        let (sectors, size) = (first.len(), *size);
         if size == 0 {
             return Err(Error::corrupt(format, "tracks (there is no sector)", 0));
         }
-        let heads = self.tracks.keys().map(|&(_, head)| head).max().unwrap_or(0).min(1);
-        let cylinders = self.tracks.keys().map(|&(cylinder, _)| cylinder).max().unwrap_or(0);
         let mut flat = Flat { format, bytes: Vec::new(), bad: Vec::new() };
         let (mut doubtful, mut deleted, mut unused) = (0u32, 0u32, 0u32);
         for cylinder in 0..=cylinders {
-            for head in 0..=heads {
+            for (head, (ids, size)) in (0..=heads).zip(&shapes) {
                 let mut track = self.tracks.remove(&(cylinder, head)).unwrap_or_default();
+                let size = *size;
                 if track.first().is_none_or(|sector| sector.size == size) {
                     let missing = ids.iter().filter(|id| track.iter().all(|sector| sector.id != **id)).copied();
                     let missing: Vec<u8> = missing.collect();
@@ -117,7 +132,7 @@ impl Floppy {
             }
         }
         let mut opened = flat.open(options);
-        let shape = (u32::from(cylinders).saturating_add(1), u32::from(heads).saturating_add(1), ids.len());
+        let shape = (u32::from(cylinders).saturating_add(1), u32::from(heads).saturating_add(1), sectors);
         opened
             .add("geometry", format!("{} cylinders, {} heads, {} sectors of {size} bytes", shape.0, shape.1, shape.2));
         for (count, what) in [

@@ -169,6 +169,12 @@ fn explain(error: IndexingError, device: Option<Error>, size: u64) -> Failure {
         {
             return Failure::Rest(*offset);
         }
+        // A single byte is too short to be told from the beginning of a member.
+        IndexingError::Decode(DecodeError::InvalidGzip { offset, reason: GzipErrorKind::Truncated })
+            if *offset > 0 && size.checked_sub(*offset) == Some(1) =>
+        {
+            return Failure::Rest(*offset);
+        }
         IndexingError::Decode(DecodeError::InvalidGzip { offset, .. }) => *offset,
         IndexingError::Decode(DecodeError::InvalidDeflate { bit_offset, .. }) => *bit_offset / 8,
         _ => 0,

@@ -114,7 +114,8 @@ fn only_entry(file: &dyn BlockDevice) -> Result<Entry> {
         let name = read_vec(file, at.saturating_add(46), name_len.into())?;
         let rest = u64::from(name_len).saturating_add(extra.into()).saturating_add(comment.into());
         at = at.saturating_add(46).saturating_add(rest);
-        if name.ends_with(b"/") {
+        // Finder's attributes of the image, a file of their own to other systems.
+        if name.ends_with(b"/") || name.starts_with(b"__MACOSX/") {
             continue;
         }
         if only.is_some() {

@@ -15,7 +15,7 @@ mod bundle;
 
 use std::sync::Arc;
 
-use super::table::{Extent, Tables, Width, clip, join};
+use super::table::{Extent, Tables, Width, held, join};
 use super::{Companions, ContainerFormat, Opened, Options};
 use crate::bytes::Record;
 use crate::device::mapped::{Mapped, Mapping, Place, Run};
@@ -152,6 +152,6 @@ impl Mapping for Clusters {
         let entries = self.tables.entries(self.table, offset.checked_div(self.cluster_size).unwrap_or(0))?;
         let within = offset.checked_rem(self.cluster_size).unwrap_or(0);
         let run = join(self.cluster_size, within, entries.rest().iter().map(|&entry| self.place(entry)))?;
-        Ok(clip(run, self.file_size))
+        held(run, self.file_size, FORMAT.name, "cluster")
     }
 }

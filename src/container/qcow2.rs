@@ -82,6 +82,10 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     if let Some((name, parent)) = &backing {
         opened.add_parent(Path::new(OsStr::from_bytes(name)), parent);
     }
+    if verify::is_cut_off(tables.as_ref(), &header) {
+        let note = "clusters that are counted as in use lie past the end of the file: it was probably cut off";
+        opened.notes.push(note.to_owned());
+    }
     let walk = Box::new(move || verify::faults(tables.as_ref()));
     opened.checks.push(Check::walk("reference counts", "every cluster", walk));
     describe_snapshots(&snapshots, options.snapshot.as_deref(), &mut opened);

@@ -12,10 +12,11 @@
 //! Not supported: pieces of unequal size, which no tool writes and a lost tail looks like.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Companions, ContainerFormat, Opened, Options, open_within};
+use super::{Companions, ContainerFormat, Opened, Options, names, open_within};
 use crate::device::concat::Concat;
 use crate::device::{BlockDevice, Device};
 use crate::error::{Error, Result};
@@ -25,6 +26,9 @@ pub(super) const FORMAT: ContainerFormat = ContainerFormat { name: "split", snap
 
 /// More pieces than any image has; each one is an open file.
 const MAX_PIECES: usize = 10_000;
+
+/// What can be done about files that only look like pieces.
+const ALONE: &str = "`-o format=raw` opens this file alone";
 
 /// Extensions of two letters that are not the pieces of anything.
 const FOREIGN: [&str; 6] = ["db", "gz", "md", "py", "sh", "xz"];
@@ -56,6 +60,30 @@ fn open(device: Device, companions: &dyn Companions, options: &Options) -> Resul
     Ok(opened)
 }
 
+/// What to know of a raw disk whose name is that of a piece, when there are no others beside it.
+pub(super) fn alone(own: &OsStr) -> Option<String> {
+    let name = Name::parse(own.to_str())?;
+    let digits = name.counts_in_digits() && name.suffix.starts_with('0');
+    (digits || matches!(name.suffix.as_str(), "aa" | "ab" | "aaa" | "aab")).then(|| {
+        let suffix = printable(name.suffix.as_bytes());
+        format!("its name ends like that of a piece (.{suffix}), and the others are not beside it: it may be a part of a disk")
+    })
+}
+
+/// What to know of a raw disk that is a link to one piece of several.
+pub(super) fn link_to_piece(path: &Path) -> Option<String> {
+    if !path.is_symlink() {
+        return None;
+    }
+    let target = path.canonicalize().ok()?;
+    let name = target.file_name()?.to_str()?;
+    let pieces = Name::parse(Some(name))?.pieces(&names(target.parent()?).ok()?);
+    (pieces.len() > 1).then(|| {
+        let (name, count) = (printable(name.as_bytes()), pieces.len());
+        format!("it is a link to {name}, one of {count} pieces of a disk: opened by its own name it shows all of it")
+    })
+}
+
 /// All pieces are as long as the first; only the last one may be shorter.
 fn check_sizes(names: &[String], pieces: &[Device]) -> Result<()> {
     let Some(first) = pieces.first().map(|piece| piece.size()) else { return Err(Error::Invalid) };
@@ -63,7 +91,7 @@ fn check_sizes(names: &[String], pieces: &[Device]) -> Result<()> {
         let last = i.saturating_add(1) == pieces.len();
         if piece.size() != first && !(last && piece.size() < first) {
             let what = format!(
-                "the piece {} ({} bytes, where the first piece has {first})",
+                "the piece {} ({} bytes, where the first piece has {first}; {ALONE})",
                 printable(name.as_bytes()),
                 piece.size()
             );
@@ -109,9 +137,15 @@ impl Name {
                 return set;
             }
         }
-        // Three or more that begin in the middle: the first one is lost.
+        // Three or more that begin in the middle of a count: the first one is lost. Years and dates
+        // (`backup.2024`), versions (`sys.10`) and endings that mean something begin in other ways.
         let rest = set(self.suffix.len());
-        if rest.len() > 2 { rest } else { Vec::new() }
+        let counts = |pair: &[String]| match pair {
+            [one, next] => count(one).as_ref() == Some(next) || widen(one).as_ref() == Some(next),
+            _ => false,
+        };
+        let counted = rest.first().is_some_and(|first| first.starts_with(['0', 'a'])) && rest.windows(2).all(counts);
+        if counted && rest.len() > 2 { rest } else { Vec::new() }
     }
 
     fn counts_in_digits(&self) -> bool {
@@ -123,7 +157,8 @@ impl Name {
         let missing = |suffix: &str| {
             let source = std::io::Error::from(std::io::ErrorKind::NotFound);
             let name = format!("{}.{suffix}", self.stem);
-            Error::io(format!("the piece {} of the split image is missing", printable(name.as_bytes())), source)
+            let name = printable(name.as_bytes());
+            Error::io(format!("the piece {name} of the split image is missing ({ALONE})"), source)
         };
         let Some(first) = present.first() else { return Err(missing(&self.suffix)) };
         let width = first.len();
@@ -217,6 +252,24 @@ mod tests {
         ] {
             let error = chain(siblings[1], siblings).unwrap_err().to_string();
             assert!(error.contains(missing), "{error}");
+        }
+    }
+
+    #[test]
+    fn years_versions_and_endings_are_no_pieces() {
+        for siblings in [
+            ["backup.2024", "backup.2025", "backup.2026"],
+            ["disk.20240101", "disk.20240102", "disk.20240103"],
+            ["sys.10", "sys.11", "sys.12"],
+            ["backup.0101", "backup.0201", "backup.0301"],
+            ["game.st", "game.hd", "game.fd"],
+            ["art.ai", "art.as", "art.au"],
+        ] {
+            let names: Vec<PathBuf> = siblings.iter().map(PathBuf::from).collect();
+            for own in siblings {
+                let pieces = Name::parse(Some(own)).map(|name| name.pieces(&names)).unwrap_or_default();
+                assert!(pieces.is_empty(), "{own}: {pieces:?}");
+            }
         }
     }
 

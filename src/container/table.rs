@@ -132,8 +132,20 @@ pub(super) fn join(unit: u64, within: u64, places: impl IntoIterator<Item = Resu
     Ok(run)
 }
 
-/// The part of a run that the file holds; what lies past its end reads as zeros, because writers
-/// do not fill up the last block. `end` is the file's size.
+/// The part of a run that the file holds; what lies past its end is an error where it is read: the
+/// writers of such a format fill up the last block, and a file without it was cut off. `end` is the
+/// file's size, `what` the specification's word for a block.
+pub(super) fn held(run: Run, end: u64, format: &'static str, what: &'static str) -> Result<Run> {
+    match run.place {
+        Place::At(at) if at >= end => {
+            Err(Error::corrupt(format, format!("{what} past the end of the file (the file is cut off)"), at))
+        }
+        _ => Ok(clip(run, end)),
+    }
+}
+
+/// The part of a run that the file holds; what lies past its end reads as zeros, because the writers of
+/// QCOW images do not always fill up the last cluster. `end` is the file's size.
 pub(super) fn clip(run: Run, end: u64) -> Run {
     match run.place {
         Place::At(at) if at >= end => Run { place: Place::Hole, len: run.len },
@@ -167,5 +179,8 @@ mod tests {
         assert_eq!(run, Run { place: Place::At(103), len: 17 });
         assert_eq!(clip(run, 110), Run { place: Place::At(103), len: 7 });
         assert_eq!(clip(run, 103), Run { place: Place::Hole, len: 17 });
+        assert_eq!(held(run, 110, "test", "block").unwrap(), Run { place: Place::At(103), len: 7 });
+        let said = held(run, 103, "test", "block").unwrap_err().to_string();
+        assert_eq!(said, "test: block past the end of the file (the file is cut off) at byte 103 is damaged");
     }
 }

@@ -13,7 +13,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::table::{Extent, Tables, Width, clip, join};
+use super::table::{Extent, Tables, Width, held, join};
 use super::{Companions, ContainerFormat, Opened, Options};
 use crate::bytes::Record;
 use crate::device::mapped::{Mapped, Mapping, Place, Run};
@@ -70,9 +70,11 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     Ok(opened)
 }
 
-/// The child names its parent by identifier only: every image beside it is asked for its own.
+/// The child names its parent by identifier only: every image beside it, and in the folders that the
+/// user named, is asked for its own.
 fn open_parent(header: &Header, companions: &dyn Companions) -> Result<(PathBuf, Opened)> {
-    for name in companions.siblings()?.into_iter().take(MAX_SIBLINGS) {
+    // VirtualBox keeps the children in a folder of their own, below the parent's.
+    for name in companions.siblings()?.into_iter().chain(companions.allowed()).take(MAX_SIBLINGS) {
         // What cannot be opened or read (a folder, a link, another format) is not the parent.
         let found = companions.open(&name).and_then(|device| Header::read(device.as_ref()));
         if found.is_ok_and(|found| found.uuid == header.parent_uuid) {
@@ -81,7 +83,10 @@ fn open_parent(header: &Header, companions: &dyn Companions) -> Result<(PathBuf,
         }
     }
     let own = printable(companions.own_name().as_encoded_bytes());
-    let what = format!("{own}: no file in its folder is its parent, the VDI {}", guid(header.parent_uuid));
+    let what = format!(
+        "{own}: no file in its folder is its parent, the VDI {} (--allow-references DIR)",
+        guid(header.parent_uuid)
+    );
     Err(Error::io(what, std::io::ErrorKind::NotFound.into()))
 }
 
@@ -199,6 +204,6 @@ impl Mapping for Blocks {
         let entries = self.tables.entries(self.table, offset.checked_div(self.block_size).unwrap_or(0))?;
         let within = offset.checked_rem(self.block_size).unwrap_or(0);
         let run = join(self.block_size, within, entries.rest().iter().map(|&entry| self.place(entry)))?;
-        Ok(clip(run, self.file_size))
+        held(run, self.file_size, FORMAT.name, "block")
     }
 }

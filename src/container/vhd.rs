@@ -17,7 +17,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::table::{Extent, Tables, Width, clip, join};
+use super::table::{Extent, Tables, Width, held, join};
 use super::{Companions, ContainerFormat, Opened, Options, beside};
 use crate::bytes::Record;
 use crate::cache::Cache;
@@ -166,7 +166,7 @@ impl Mapping for Blocks {
             Some(bitmaps) if entries.first() != ABSENT => self.partial(bitmaps, entries.first(), within)?,
             _ => join(self.block_size, within, entries.rest().iter().map(|&entry| self.place(entry)))?,
         };
-        Ok(clip(run, self.file.size()))
+        held(run, self.file.size(), FORMAT.name, "block")
     }
 }
 

@@ -19,7 +19,8 @@ mod descriptor;
 mod ova;
 mod sparse;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::slice;
 use std::sync::Arc;
 
 use self::descriptor::{Content, Descriptor, ExtentLine};
@@ -27,7 +28,7 @@ use self::sparse::Sparse;
 use super::{Companions, ContainerFormat, Opened, Options, beside, zeros};
 use crate::device::concat::Concat;
 use crate::device::window::Window;
-use crate::device::{BlockDevice, Device, probe_array};
+use crate::device::{BlockDevice, Device};
 use crate::error::{Error, Result};
 use crate::text::printable;
 
@@ -42,8 +43,7 @@ fn probe(device: &dyn BlockDevice, _: &dyn Companions) -> Result<bool> {
     if sparse::probe(device)? {
         return Ok(true);
     }
-    let start = probe_array::<{ descriptor::MAGIC.len() }>(device, 0)?;
-    Ok(start.is_some_and(|start| start.eq_ignore_ascii_case(descriptor::MAGIC)))
+    descriptor::probe(device)
 }
 
 fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<Opened> {
@@ -135,16 +135,22 @@ fn open_extent(
     options: &Options,
 ) -> Result<Device> {
     let shown = || printable(extent.file.as_bytes());
+    let open = || {
+        // A plain name may have been written in another case, on Windows.
+        let plain = !extent.file.contains(['/', '\\']);
+        let name = if plain { beside(companions, slice::from_ref(&extent.file))? } else { PathBuf::from(&extent.file) };
+        companions.open(&name)
+    };
     match extent.content {
         Content::Zero => Ok(zeros(size)),
         Content::Flat => {
-            let file = companions.open(Path::new(&extent.file))?;
+            let file = open()?;
             let start = extent.offset.saturating_mul(SECTOR);
             let short = |_| Error::corrupt(FORMAT.name, format!("extent {} (too short)", shown()), start);
             Ok(Arc::new(Window::new(file, start, size).map_err(short)?))
         }
         Content::Sparse => {
-            let sparse = Sparse::read(companions.open(Path::new(&extent.file))?)?;
+            let sparse = Sparse::read(open()?)?;
             if sparse.size < size {
                 return Err(Error::corrupt(FORMAT.name, format!("extent {} (too short)", shown()), 0));
             }

@@ -36,6 +36,8 @@ const MAX_BLOCK: u64 = 128 << 10;
 const WINDOW_BITS: u32 = 29;
 /// More frames than any tool writes; each takes 32 bytes of memory.
 const MAX_FRAMES: usize = 1 << 22;
+/// Skippable frames in front of the first one.
+const MAX_LEADING: usize = 1024;
 /// Room to which a frame of unknown size is unpacked at a time.
 const STEP: usize = 128 << 10;
 
@@ -46,7 +48,7 @@ fn skippable(magic: u32) -> bool {
 fn probe(device: &dyn BlockDevice, _: &dyn Companions) -> Result<bool> {
     let mut at = 0u64;
     // pzstd begins with a skippable frame; LZ4 has the same kind, so a frame of our own must follow.
-    for _ in 0..4 {
+    for _ in 0..MAX_LEADING {
         let Some(start) = probe_array::<8>(device, at)? else { return Ok(false) };
         let [m0, m1, m2, m3, size @ ..] = start;
         match u32::from_le_bytes([m0, m1, m2, m3]) {

@@ -211,6 +211,34 @@ fn a_damaged_foreign_or_stale_index_is_made_anew() {
 }
 
 #[test]
+fn a_fixed_vhd_in_a_single_block_is_recognised_by_its_footer() {
+    let scratch = Scratch::new();
+    let bytes = sparse_disk();
+    scratch.write("base.raw", &bytes);
+    scratch.sh(
+        PACKAGES,
+        "qemu-img convert -f raw -O vpc -o subformat=fixed,force_size=on base.raw d; cp base.raw odd; printf x >> odd
+        xz -0 -T1 -c d > one.vhd.xz; zstd -qc d > one.vhd.zst; xz -0 -T1 -c odd > odd.xz",
+    );
+    for name in ["one.vhd.xz", "one.vhd.zst"] {
+        let opened = open(&scratch.path(name), &scratch.options()).unwrap();
+        assert_eq!((opened.format, opened.disk.size()), ("vhd", bytes.len() as u64), "{name}");
+        assert_random(name, opened.disk.as_ref(), &bytes, 3);
+    }
+    let opened = open(&scratch.path("odd.xz"), &scratch.options()).unwrap();
+    assert!(opened.notes.iter().any(|note| note.contains("not looked at")), "{:?}", opened.notes);
+}
+
+#[test]
+fn zstandard_behind_many_skippable_frames_is_recognised() {
+    let scratch = Scratch::new();
+    let bytes = disk(MIB);
+    let frames = "for i in 1 2 3 4 5 6 7 8 9; do printf '\\x50\\x2a\\x4d\\x18\\x03\\0\\0\\0abc'; done; zstd -qc d";
+    make(&scratch, &bytes, &[("many.zst", frames)]);
+    assert_image(&scratch.path("many.zst"), "zst", &bytes, &scratch.options());
+}
+
+#[test]
 fn bytes_behind_the_compressed_data_are_left_out_with_a_note() {
     let scratch = Scratch::new();
     let bytes = disk(2 * MIB);
@@ -224,6 +252,16 @@ fn bytes_behind_the_compressed_data_are_left_out_with_a_note() {
         assert_steps(name, opened.disk.as_ref(), &bytes, MIB);
         assert!(opened.notes.iter().any(|note| note.starts_with("5 bytes after")), "{name}: {:?}", opened.notes);
     }
+    // A byte alone could begin a member.
+    for (name, byte) in [("zero.gz", "\\0"), ("begin.gz", "\\037"), ("line.gz", "\\n")] {
+        scratch
+            .sh(PACKAGES, &format!("(gzip -1c d; printf '{byte}') > {name}; gzip -dc {name} | cmp - d || [ $? = 2 ]"));
+        let opened = open(&scratch.path(name), &scratch.options()).unwrap();
+        assert_steps(name, opened.disk.as_ref(), &bytes, MIB);
+        assert!(opened.notes.iter().any(|note| note.starts_with("1 bytes after")), "{name}: {:?}", opened.notes);
+    }
+    scratch.sh(PACKAGES, "gzip -1c d | head -c -1 > cut.gz");
+    assert!(refusal(&scratch.path("cut.gz"), &scratch.options()).contains("compressed data"));
 }
 
 #[test]

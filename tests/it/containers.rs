@@ -10,6 +10,7 @@ mod differencing;
 
 use std::path::{Path, PathBuf};
 
+use imgfs::check::Proof;
 use imgfs::container::{Opened, Options, open};
 use imgfs::error::Error;
 use sha2::{Digest, Sha256};
@@ -272,6 +273,31 @@ fn split_pieces_are_one_disk_from_any_of_them() {
 }
 
 #[test]
+fn names_that_only_look_like_pieces_are_whole_disks_and_lone_pieces_are_noted() {
+    let scratch = Scratch::new();
+    let bytes = disk(MIB);
+    for name in ["backup.2024", "backup.2025", "backup.2026", "sys.10", "sys.11", "sys.12", "game.st", "game.hd"] {
+        scratch.write(name, &bytes);
+    }
+    for name in ["backup.2024", "backup.2025", "sys.11", "game.st"] {
+        let opened = assert_image(&scratch.path(name), "raw", &bytes);
+        assert!(opened.notes.is_empty(), "{name}: {:?}", opened.notes);
+    }
+    scratch.sh(PACKAGES, "split -b 256k -d -a 3 --numeric-suffixes=1 backup.2024 d.; rm d.002; ln -s d.001 link.img");
+    let said = refusal(&scratch.path("d.003"));
+    assert!(said.contains("d.002") && said.contains("-o format=raw"), "{said}");
+    let noted = |name: &str, what: &str| {
+        let opened = open(&scratch.path(name), &options()).unwrap();
+        assert!(opened.notes.iter().any(|note| note.contains(what)), "{name}: {:?}", opened.notes);
+    };
+    noted("link.img", "link to d.001, one of 3 pieces");
+    scratch.sh(PACKAGES, "rm d.001");
+    noted("d.003", "may be a part of a disk");
+    scratch.sh(PACKAGES, "rm d.003");
+    noted("d.004", "may be a part of a disk");
+}
+
+#[test]
 fn a_container_in_pieces_is_opened_through_them() {
     let scratch = Scratch::new();
     let bytes = disk(8 * MIB);
@@ -452,6 +478,49 @@ fn references_below_a_folder_that_the_user_names_are_followed() {
 }
 
 #[test]
+fn parents_in_other_folders_are_found_where_the_user_allows_it() {
+    let scratch = Scratch::new();
+    let bytes = disk(4 * MIB);
+    scratch.write("base.raw", &bytes);
+    std::fs::create_dir(scratch.path("snap")).unwrap();
+    let base = scratch.path("base.vmdk");
+    scratch.sh(
+        PACKAGES,
+        &format!(
+            "for f in vmdk vdi vhdx; do qemu-img convert -f raw -O $f base.raw base.$f; done
+            qemu-img convert -f raw -O vpc -o force_size=on base.raw base.vhd; cd snap
+            qemu-img create -q -f vmdk -b ../base.vmdk -F vmdk relative.vmdk
+            qemu-img create -q -f vmdk -b '{}' -F vmdk absolute.vmdk",
+            base.display()
+        ),
+    );
+    let read = |name: &str| std::fs::read(scratch.path(name)).unwrap();
+    let changes = [build::change(3, 5, 9)];
+    let after = build::changed(&bytes, &changes);
+    let vhd = build::vhd_child(&read("base.vhd"), "..\\base.vhd", 1, &bytes, &changes);
+    let vhdx = build::vhdx_child(&read("base.vhdx"), "..\\base.vhdx", 2, &bytes, &changes);
+    let vdi = build::vdi_child(&read("base.vdi"), 3, &bytes, &changes);
+    for (name, image) in [("child.vhd", vhd), ("child.vhdx", vhdx), ("{1}.vdi", vdi)] {
+        scratch.write(&format!("snap/{name}"), &image);
+    }
+    let allowing = |folder: &str| Options { references: vec![scratch.path(folder)], ..options() };
+    let before = disks::hash(&base);
+    for (name, expected) in [
+        ("relative.vmdk", &bytes),
+        ("absolute.vmdk", &bytes),
+        ("child.vhd", &after),
+        ("child.vhdx", &after),
+        ("{1}.vdi", &after),
+    ] {
+        let path = scratch.path("snap").join(name);
+        assert!(open(&path, &options()).is_err(), "{name}");
+        assert!(open(&path, &allowing("snap")).is_err(), "{name}");
+        assert_disk(name, open(&path, &allowing("")).unwrap().disk.as_ref(), expected);
+    }
+    assert_eq!(disks::hash(&base), before);
+}
+
+#[test]
 fn a_chain_that_leads_back_to_itself_is_refused_in_each_format_with_parents() {
     let scratch = Scratch::new();
     let vmdk = "# Disk DescriptorFile\nversion=1\nCID=00000001\nparentCID=00000001\n\
@@ -537,6 +606,69 @@ fn a_cluster_that_the_file_ends_in_is_filled_up_with_zeros() {
     assert!(matches!(cut.read_exact_at(&mut buf, 3 * MIB), Err(Error::Corrupt { .. })));
     cut.read_exact_at(&mut buf, MIB).unwrap();
     assert_eq!(buf, [7; 3072]);
+}
+
+/// What the walks over an image's tables find.
+fn faults(opened: &Opened) -> Vec<String> {
+    let walks = opened.checks.iter().filter_map(|check| match &check.proof {
+        Proof::Walk(walk) => Some(walk().unwrap()),
+        _ => None,
+    });
+    walks.flatten().collect()
+}
+
+#[test]
+fn the_lost_end_of_a_file_is_an_error_and_never_zeros() {
+    let scratch = Scratch::new();
+    let mut bytes = disk(8 * MIB);
+    // Nothing of it is left out, and none of it is zeros.
+    bytes.iter_mut().for_each(|byte| *byte |= 1);
+    scratch.write("base.raw", &bytes);
+    for (format, kind, lost) in [
+        ("vhdx", "-o block_size=8M", 7_000_000),
+        ("vdi", "", 600_000),
+        ("parallels", "", 600_000),
+        ("vpc", "-o force_size=on", 600_000),
+        ("vmdk", "", 40_000),
+    ] {
+        scratch.sh(PACKAGES, &format!("rm -f image; qemu-img convert -f raw -O {format} {kind} base.raw image"));
+        assert!(faults(&open(&scratch.path("image"), &options()).unwrap()).is_empty(), "{format}");
+        scratch.sh(PACKAGES, &format!("truncate -s -{lost} image"));
+        let opened = open(&scratch.path("image"), &options()).unwrap();
+        assert!(faults(&opened).iter().any(|fault| fault.contains("cut off")), "{format}");
+        let mut wrong = 0;
+        for (n, expected) in bytes.chunks(512).enumerate() {
+            let mut sector = [0; 512];
+            match opened.disk.read_exact_at(&mut sector, n as u64 * 512) {
+                Ok(()) => assert!(sector == *expected, "{format}: sector {n}"),
+                Err(error) => {
+                    assert!(error.to_string().contains("cut off"), "{format}: {error}");
+                    wrong += 1;
+                }
+            }
+        }
+        // The footer of a VHD, and what stands before the first block, are not the disk's.
+        assert!((lost / 512 - 2..=lost / 512 + 1).contains(&wrong), "{format}: {wrong}");
+    }
+}
+
+#[test]
+fn a_qcow2_that_was_cut_off_says_so() {
+    let scratch = Scratch::new();
+    scratch.write("base.raw", &disk(8 * MIB));
+    let marked = |lost: u64| {
+        let script = "qemu-img convert -f raw -O qcow2 -o cluster_size=2M base.raw image; truncate -s";
+        scratch.sh(PACKAGES, &format!("rm -f image; {script} -{lost} image"));
+        let opened = open(&scratch.path("image"), &options()).unwrap();
+        (opened.notes.iter().any(|note| note.contains("cut off")), faults(&opened))
+    };
+    let (noted, found) = marked(0);
+    assert!(!noted && found.is_empty(), "{found:?}");
+    // Within the last cluster, which reads as zeros from there on; then all of it.
+    let (noted, found) = marked(600_000);
+    assert!(!noted && found.iter().any(|fault| fault.contains("not whole")), "{found:?}");
+    let (noted, found) = marked(3_000_000);
+    assert!(noted && found.iter().any(|fault| fault.contains("does not lie")), "{found:?}");
 }
 
 #[test]
@@ -659,6 +791,60 @@ fn an_ova_shows_its_first_disk() {
     let opened = assert_image(&scratch.path("machine.ova"), "vmdk", &bytes);
     assert!(opened.fact("archive").is_some_and(|fact| fact.contains("disk1.vmdk")));
     assert!(opened.notes.iter().any(|note| note.contains("disk2.vmdk")));
+}
+
+#[test]
+fn a_vmdk_descriptor_in_any_spelling_is_one() {
+    let scratch = Scratch::new();
+    let bytes = disk(MIB);
+    scratch.write("base.raw", &bytes);
+    scratch.sh(PACKAGES, "qemu-img convert -f raw -O vmdk -o subformat=monolithicFlat base.raw d.vmdk");
+    let text = std::fs::read_to_string(scratch.path("d.vmdk")).unwrap();
+    let (_, rest) = text.split_once('\n').unwrap();
+    for first in [
+        "# Disk DescriptorFile",
+        "# Disk Descriptor File",
+        "#Disk Descriptor File",
+        "#Disk DescriptorFile",
+        "# Made by hand\n\n# for a test",
+    ] {
+        let path = scratch.write("d.vmdk", format!("{first}\n{rest}").as_bytes());
+        assert!(oracle(&scratch, "d.vmdk", "vmdk") == bytes, "{first}");
+        assert_image(&path, "vmdk", &bytes);
+    }
+    // Windows does not tell upper from lower case.
+    scratch.sh(PACKAGES, "mv d-flat.vmdk D-FLAT.VMDK");
+    assert_image(&scratch.path("d.vmdk"), "vmdk", &bytes);
+    let other = "# a program's settings\nversion=1\nname=x\n";
+    assert_image(&scratch.write("settings", other.as_bytes()), "raw", other.as_bytes());
+}
+
+#[test]
+fn an_ova_in_any_form_of_tar_shows_its_disk() {
+    let scratch = Scratch::new();
+    let bytes = disk(2 * MIB);
+    scratch.write("base.raw", &bytes);
+    let long = format!("{}.vmdk", "long".repeat(30));
+    scratch.sh(
+        "qemu-utils, tar, libarchive-tools, gzip, python3",
+        &format!(
+            "qemu-img convert -f raw -O vmdk -o subformat=streamOptimized base.raw d.vmdk; cp d.vmdk {long}
+            printf '<Envelope/>' > m.ovf; ln -s m.ovf l.ovf; gzip -k d.vmdk
+            tar --format=posix -cf pax.ova m.ovf d.vmdk; tar --format=gnu -cf gnu.ova m.ovf l.ovf {long}
+            tar --format=posix --pax-option=globexthdr.name=x,comment=c -cf global.ova m.ovf {long}
+            tar --format=posix -cf folder.ova --no-recursion . m.ovf d.vmdk
+            bsdtar --format=pax -cf bsd.ova m.ovf {long}; tar -cf packed.ova m.ovf d.vmdk.gz
+            python3 -c \"import tarfile; t = tarfile.open('python.ova', 'w'); t.add('m.ovf'); t.add('{long}')\""
+        ),
+    );
+    for name in ["pax", "gnu", "global", "folder", "bsd", "packed", "python"] {
+        let path = scratch.path(&format!("{name}.ova"));
+        let opened = assert_image(&path, "vmdk", &bytes);
+        let shown = opened.fact("archive").unwrap();
+        let disk = if name == "packed" { "d.vmdk.gz" } else { ".vmdk" };
+        assert!(shown.starts_with("OVA") && shown.ends_with(disk), "{name}: {shown}");
+        assert!(opened.notes.is_empty(), "{name}: {:?}", opened.notes);
+    }
 }
 
 #[test]

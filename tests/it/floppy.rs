@@ -42,6 +42,26 @@ fn what_dsktrans_writes_is_the_disk_again() {
 }
 
 #[test]
+fn sides_that_go_on_counting_are_one_disk() {
+    let folder = Folder::new("floppy");
+    let bytes = disk(720);
+    folder.write("disk.img", &bytes);
+    let format = "[kaytest]\ndescription=x\nsides=extsurface\ncylinders=40\nheads=2\nsectors=9\nsecsize=512\n\
+                  secbase=1\ndatarate=dd\nrwgap=42\nfmtgap=82\nfm=N\n";
+    folder.write(".libdskrc", format.as_bytes());
+    for (kind, name) in [("imd", "imd"), ("tele", "td0"), ("dsk", "dsk"), ("edsk", "dsk")] {
+        let home = format!("HOME={}", folder.path("").display());
+        let arguments =
+            [&home, "dsktrans", "-itype", "raw", "-otype", kind, "-format", "kaytest", "disk.img", "disk.out"];
+        run(&folder, "env", "libdsk-utils", &arguments);
+        let opened = open(&folder.path("disk.out")).unwrap();
+        assert_eq!(opened.format, name);
+        assert!(read_disk(&opened).unwrap() == bytes, "{kind}");
+        assert!(opened.notes.is_empty(), "{:?}", opened.notes);
+    }
+}
+
+#[test]
 fn a_copyqm_image_with_a_wrong_checksum_is_not_believed() {
     let folder = Folder::new("floppy");
     let bytes = disk(1440);
@@ -109,6 +129,11 @@ fn a_zip_with_one_image_is_that_image() {
     run(&folder, "zip", "zip", &["-q", "two.zip", "disk.ima", "other.ima"]);
     let error = container::open(&folder.path("two.zip"), &options()).err().unwrap();
     assert!(matches!(&error, Error::Unsupported { .. }) && error.to_string().contains("several"), "{error}");
+    // Finder's file of attributes is none of the archive's.
+    std::fs::create_dir(folder.path("__MACOSX")).unwrap();
+    folder.write("__MACOSX/._disk.ima", b"attributes");
+    run(&folder, "zip", "zip", &["-q", "mac.zip", "disk.ima", "__MACOSX/._disk.ima"]);
+    assert!(decoded(&folder.path("mac.zip")) == bytes);
     // What is inside is probed like any file.
     folder.write("disk.img", &disk(720));
     dsktrans(&folder, "ibm360", "imd");

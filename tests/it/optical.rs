@@ -320,6 +320,40 @@ fn data_before_and_behind_sound_in_files_of_their_own_or_in_one() {
 }
 
 #[test]
+fn a_track_whose_gap_is_in_the_file_before_it_begins_in_its_own() {
+    let folder = Folder::new("optical");
+    let samples = sound(600);
+    let wav = |name: &str, samples: &[u8]| {
+        let len = |n: usize| (n as u32).to_le_bytes();
+        let mut bytes = [&b"RIFF"[..], &len(samples.len() + 36), b"WAVEfmt ", &len(16)].concat();
+        bytes.extend([1, 0, 2, 0, 0x44, 0xac, 0, 0, 0x10, 0xb1, 2, 0, 4, 0, 16, 0]);
+        bytes.extend([&b"data"[..], &len(samples.len()), samples].concat());
+        folder.write(name, &bytes);
+    };
+    wav("01.wav", &samples[..300 * 2352]);
+    wav("02.wav", &samples[300 * 2352..]);
+    let tracks = |sheet: &str| {
+        let opened = open(&folder.write("disc.cue", sheet.as_bytes())).unwrap();
+        let sizes: Vec<_> = opened.tracks.iter().map(|track| track.device.size()).collect();
+        (sizes, bytes_of(&opened.tracks[1].device)[44..].to_vec())
+    };
+    // As EAC writes it, and with the commands in another order.
+    for sheet in [
+        "FILE \"01.wav\" WAVE\n TRACK 01 AUDIO\n INDEX 01 00:00:00\n TRACK 02 AUDIO\n INDEX 00 00:03:00\n\
+         FILE \"02.wav\" WAVE\n INDEX 01 00:00:00\n",
+        "TRACK 01 AUDIO\nFILE \"01.wav\" WAVE\n INDEX 01 00:00:00\n\
+         TRACK 02 AUDIO\nFILE \"02.wav\" WAVE\n INDEX 01 00:00:00\n",
+    ] {
+        let (sizes, second) = tracks(sheet);
+        assert_eq!(sizes, [300 * 2352 + 44; 2]);
+        assert!(second == samples[300 * 2352..]);
+    }
+    let lost =
+        folder.write("disc.cue", b"FILE \"01.wav\" WAVE\n TRACK 01 AUDIO\nFILE \"02.wav\" WAVE\n TRACK 02 AUDIO\n");
+    assert!(container::open(&lost, &options()).is_err());
+}
+
+#[test]
 fn the_last_sessions_tree_points_into_both_sessions() {
     let folder = Folder::new("optical");
     let first = iso(&folder, "one", &[]);

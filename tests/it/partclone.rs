@@ -205,9 +205,76 @@ fn what_ddrescue_did_not_read_is_an_error_or_zeros() {
     folder.write("disk.mapfile", b"something else");
     assert_eq!(container::open(&path, &options()).unwrap().format, "raw");
     // Without a map no byte is doubted, and by force neither.
-    folder.write("disk.map", b"# Mapfile. Created by GNU ddrescue version 1.27\n0 ? 1\n0 10 -\n");
+    folder.write("disk.map", b"# Mapfile. Created by GNU ddrescue version 1.27\n0 ? 1\n0 10 -\n10 999990 +\n");
     let raw = Options { format: Some("raw".to_owned()), ..options() };
     assert_eq!((read(&path, &raw, 5).unwrap(), read(&path, &options(), 5).is_err()), (1, true));
+}
+
+#[test]
+fn a_map_is_applied_to_its_own_image_alone() {
+    let folder = Folder::new("ddrescue");
+    let bytes: Vec<u8> = (0..600_000u32).map(|n| (n / 1000) as u8 | 1).collect();
+    folder.write("source", &bytes);
+    let rescue = ["-q", "-i", "100000", "-s", "400000", "source", "disk.img", "disk.map"];
+    run(&folder, "ddrescue", "gddrescue", &rescue);
+    // It names the image, which is shorter than the map.
+    let opened = container::open(&folder.path("disk.img"), &options()).unwrap();
+    assert_eq!(opened.fact("bad range"), Some("100000 bytes at 0"));
+    // Another file of that stem is not what was rescued, whether a container or not.
+    folder.write("disk.iso", &bytes[..500_000]);
+    assert!(decoded(&folder.path("disk.iso")) == bytes[..500_000]);
+    run(&folder, "qemu-img", "qemu-utils", &["convert", "-f", "raw", "-O", "qcow2", "source", "disk.qcow2"]);
+    read_disk(&container::open(&folder.path("disk.qcow2"), &options()).unwrap()).unwrap();
+    // One of the map's size is, without a command line.
+    let map = "# Mapfile. Created by GNU ddrescue version 1.27\n0 ? 1\n0 10 -\n10 499990 +\n";
+    folder.write("disk.map", map.as_bytes());
+    assert_eq!(
+        container::open(&folder.path("disk.iso"), &options()).unwrap().fact("bad bytes"),
+        Some("10 in 1 ranges")
+    );
+}
+
+#[test]
+fn the_map_of_an_image_that_was_packed_since_is_applied_to_what_is_unpacked() {
+    let folder = Folder::new("ddrescue");
+    let bytes: Vec<u8> = (0..600_000u32).map(|n| (n / 1000) as u8 | 1).collect();
+    folder.write("source", &bytes);
+    for map in ["disk.img.map", "disk.map"] {
+        let _ = std::fs::remove_file(folder.path("disk.img"));
+        run(&folder, "ddrescue", "gddrescue", &["-q", "-i", "100000", "-s", "400000", "source", "disk.img", map]);
+        run(&folder, "gzip", "gzip", &["-kf", "disk.img"]);
+        run(&folder, "xz", "xz-utils", &["-kf", "disk.img"]);
+        for packed in ["disk.img.gz", "disk.img.xz"] {
+            let opened = container::open(&folder.path(packed), &options()).unwrap();
+            assert_eq!(opened.fact("bad range"), Some("100000 bytes at 0"), "{packed} {map}");
+            assert!(matches!(read(&folder.path(packed), &options(), 99_999), Err(Error::Io { .. })));
+            assert_eq!(read(&folder.path(packed), &options(), 100_000).unwrap(), bytes[100_000]);
+        }
+        std::fs::remove_file(folder.path(map)).unwrap();
+    }
+}
+
+#[test]
+fn positions_in_a_map_are_moved_to_where_the_image_has_them() {
+    let folder = Folder::new("ddrescue");
+    let bytes: Vec<u8> = (0..600_000u32).map(|n| (n / 1000) as u8 | 1).collect();
+    folder.write("source", &bytes);
+    // A part of what is read becomes the whole image: nothing of it is bad.
+    run(&folder, "ddrescue", "gddrescue", &["-qi", "100k", "-s400k", "-o", "0", "source", "part.img", "part.map"]);
+    let opened = container::open(&folder.path("part.img"), &options()).unwrap();
+    assert_eq!(opened.fact("rescued"), Some("400000 of 400000 bytes"));
+    assert!(read_disk(&opened).unwrap() == bytes[100_000..500_000]);
+    // Written further on than it was read.
+    let late = ["-q", "--output-position=2s", "source", "late.img", "late.img.map"];
+    run(&folder, "ddrescue", "gddrescue", &late);
+    let opened = container::open(&folder.path("late.img"), &options()).unwrap();
+    assert_eq!((opened.fact("bad range"), opened.disk.size()), (Some("1024 bytes at 0"), 601_024));
+    // Without the command line nobody knows.
+    let map = std::fs::read_to_string(folder.path("part.map")).unwrap();
+    let map: Vec<&str> = map.lines().filter(|line| !line.contains("Command line")).collect();
+    folder.write("part.img.map", map.join("\n").as_bytes());
+    let opened = container::open(&folder.path("part.img"), &options()).unwrap();
+    assert!(opened.notes.iter().any(|note| note.contains("(-o)")), "{:?}", opened.notes);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
+const ZERO: u64 = 1;
 /// Refcount blocks that are looked into: those of 1 PiB of clusters of 64 KiB.
 const MAX_BLOCKS: u64 = 1 << 19;
 
@@ -47,10 +48,15 @@ impl<'a> Counts<'a> {
         Ok(Self { file, table, table_at, cluster_size, order, block: None })
     }
 
+    /// Counts in a block.
+    fn per_block(&self) -> u64 {
+        self.cluster_size.saturating_mul(8).wrapping_shr(self.order).max(1)
+    }
+
     /// How often the cluster at this byte is counted.
     fn at(&mut self, place: u64) -> Result<u64> {
         let bits = 1u64.wrapping_shl(self.order);
-        let per_block = self.cluster_size.saturating_mul(8).checked_div(bits).unwrap_or(1).max(1);
+        let per_block = self.per_block();
         let cluster = place.checked_div(self.cluster_size).unwrap_or(0);
         let index = cluster.checked_div(per_block).unwrap_or(0);
         let within = cluster.checked_rem(per_block).unwrap_or(0);
@@ -77,6 +83,28 @@ impl<'a> Counts<'a> {
         let field = bytes.get(start..start.saturating_add(len)).unwrap_or_default();
         Ok(field.iter().fold(0, |count, &byte| count << 8 | u64::from(byte)))
     }
+}
+
+/// Whether clusters are counted that begin past the end of the file, by the last block of counts alone.
+/// Of a table that cannot be read the walk over all of them tells.
+pub(super) fn is_cut_off(file: &dyn BlockDevice, header: &Header) -> bool {
+    let last_counts = || -> Result<bool> {
+        let mut counts = Counts::read(file, header)?;
+        let Some(last) = counts.table.iter().rposition(|&block| block != 0) else { return Ok(false) };
+        if counts.table.get(last).is_some_and(|&block| block >= file.size()) {
+            return Ok(true);
+        }
+        let per_block = counts.per_block();
+        let first = per_block.saturating_mul(last as u64);
+        let there = file.size().div_ceil(counts.cluster_size.max(1));
+        for cluster in first.max(there)..first.saturating_add(per_block) {
+            if counts.at(cluster.saturating_mul(counts.cluster_size))? > 0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    last_counts().unwrap_or(false)
 }
 
 /// Counts that are kept together, as a power of two, as a number, and as a mask.
@@ -207,6 +235,12 @@ impl Walk<'_> {
             // Those of an external file are not counted.
             if place == 0 || self.header.layout.external || !self.add("cluster", place, cluster_size, times)? {
                 continue;
+            }
+            // It reads as zeros from there on, as in QEMU; QEMU itself writes whole clusters, but for those of
+            // which only some subclusters are there.
+            let whole = place.saturating_add(cluster_size) <= self.uses.file_size;
+            if !whole && row & ZERO == 0 && !self.header.layout.extended_l2 {
+                self.fault(format!("the cluster at byte {place} is not whole: the file ends in it"));
             }
             if active {
                 let counted = self.counts.at(place)?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{FORMAT, MIB, Metadata, Region};
 use crate::cache::Cache;
-use crate::container::table::{Extent, Tables, Width, clip, join};
+use crate::container::table::{Extent, Tables, Width, held, join};
 use crate::device::mapped::{Mapping, Place, Run};
 use crate::device::{Device, read_vec};
 use crate::error::{Error, Result};
@@ -139,6 +139,6 @@ impl Mapping for Blocks {
             let places = entries.rest().iter().take(usize::try_from(left).unwrap_or(1)).map(|&entry| self.place(entry));
             join(self.block_size, within, places)?
         };
-        Ok(clip(run, self.device.size()))
+        held(run, self.device.size(), FORMAT.name, "payload block")
     }
 }

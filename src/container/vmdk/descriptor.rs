@@ -5,17 +5,42 @@ use std::fmt;
 use super::sparse::Sparse;
 use super::{FORMAT, SECTOR};
 use crate::container::Opened;
-use crate::device::{BlockDevice, read_vec};
+use crate::device::{BlockDevice, probe_array, read_vec};
 use crate::error::{Error, Result};
 use crate::text::printable;
 
-/// How a descriptor begins.
-pub(super) const MAGIC: &[u8; 21] = b"# Disk DescriptorFile";
+/// How a descriptor begins, mostly.
+const MAGIC: &[u8; 21] = b"# Disk DescriptorFile";
+/// Descriptors that begin in another way are recognised in as much.
+const PROBED: u64 = 2048;
 /// Longer than any: a thousand extents take about 60 KiB.
 const MAX_LEN: u64 = 1 << 20;
 const MAX_EXTENTS: usize = 8192;
 /// The parent's content ID where there is no parent.
 const NO_PARENT: u32 = 0xffff_ffff;
+
+pub(super) fn probe(device: &dyn BlockDevice) -> Result<bool> {
+    match probe_array::<21>(device, 0)? {
+        Some(start) if start.eq_ignore_ascii_case(MAGIC) => Ok(true),
+        Some([b'#' | b' ' | b'\r' | b'\n' | b'v' | b'V', ..]) => {
+            let len = usize::try_from(device.size().min(PROBED)).map_err(|_| Error::Invalid)?;
+            Ok(begins(&read_vec(device, 0, len)?))
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Whether a text begins like a descriptor: as the specification says; or with any comments before the
+/// version (as QEMU accepts it), and with the type of the disk.
+fn begins(text: &[u8]) -> bool {
+    if text.get(..MAGIC.len()).is_some_and(|start| start.eq_ignore_ascii_case(MAGIC)) {
+        return true;
+    }
+    let lines = || text.split(|&b| b == b'\n').map(<[u8]>::trim_ascii);
+    let key = |line: &[u8]| line.split(|&b| b == b'=').next().unwrap_or_default().trim_ascii_end().to_ascii_lowercase();
+    let first = lines().find(|line| !line.is_empty() && !line.starts_with(b"#"));
+    first.is_some_and(|line| key(line) == b"version") && lines().any(|line| key(line) == b"createtype")
+}
 
 /// What the text says.
 #[derive(Default)]
@@ -70,7 +95,7 @@ impl Descriptor {
         let len = len.min(MAX_LEN).min(file.size().saturating_sub(at));
         let bytes = read_vec(file, at, usize::try_from(len).map_err(|_| corrupt())?)?;
         let text = bytes.split(|&b| b == 0).next().unwrap_or_default();
-        if !text.get(..MAGIC.len()).is_some_and(|start| start.eq_ignore_ascii_case(MAGIC)) {
+        if !begins(text) {
             return Err(corrupt());
         }
         // Names in other encodings than UTF-8 keep their ASCII part, which is all that tools write.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{FORMAT, SECTOR};
 use crate::bytes::Record;
-use crate::container::table::{Extent, Tables, Width, clip, join};
+use crate::container::table::{Extent, Tables, Width, held, join};
 use crate::container::{Opened, Options, unpack};
 use crate::device::mapped::{Mapped, Mapping, Place, Run};
 use crate::device::{BlockDevice, Device, probe_array, read_array, read_vec};
@@ -323,7 +323,7 @@ impl Mapping for Grains {
         let entries = self.tables.entries(table, within.checked_div(self.grain_size).unwrap_or(0))?;
         let places = entries.rest().iter().map(|&entry| self.place(entry));
         let run = join(self.grain_size, within.checked_rem(self.grain_size).unwrap_or(0), places)?;
-        Ok(clip(run, self.file.size()))
+        held(run, self.file.size(), FORMAT.name, "grain")
     }
 
     fn unpack(&self, unit: u64) -> Result<Vec<u8>> {
