@@ -267,9 +267,11 @@ impl Adapter {
         }
     }
 
+    /// What `stat` shows. Of a file in another spelling it is the file's own number: two paths to one file
+    /// must be known to be one, or `cp file FILE` would empty it.
     fn attr(&self, operation: &str, ino: INodeNo) -> Answer<FileAttr> {
         let attributes = self.ask(operation, ino, |tree, node| tree.attributes(node))?;
-        Ok(self.view.attr(ino.0, &attributes))
+        Ok(self.view.attr(ino.0 & !OTHER_SPELLING, &attributes))
     }
 
     fn attr_of(&self, node: NodeId, attributes: &Attributes) -> FileAttr {

@@ -566,7 +566,8 @@ fn a_rename_can_change_case_alone() {
     std::fs::rename(at("readme.txt"), at("ReadMe.TXT")).unwrap();
     std::fs::rename(at("Folder"), at("FOLDER")).unwrap();
     assert_eq!(names(&mounted.path("disk")), set(["FOLDER", "ReadMe.TXT"]));
-    tool("coreutils", "mv", &[text(&at("ReadMe.TXT")), text(&at("readme.txt"))]);
+    // Not by mv(1), which looks first and finds one file.
+    std::fs::rename(at("ReadMe.TXT"), at("readme.txt")).unwrap();
     assert_eq!(names(&mounted.path("disk")), set(["FOLDER", "readme.txt"]));
     // Whatever the spelling, it is one file.
     std::fs::write(at("README.TXT"), "more text").unwrap();
@@ -583,6 +584,27 @@ fn a_rename_can_change_case_alone() {
     drop((first, mounted));
     let expected = [("FOLDER", None), ("FOLDER/in it", Some(b"inside".to_vec()))];
     volume_holds(&overlay_of(&image), &expected.map(|(name, bytes)| (name.to_owned(), bytes)).into(), &scratch);
+}
+
+#[test]
+fn a_copy_of_a_file_onto_its_other_spelling_is_refused_and_leaves_it() {
+    let scratch = Scratch::new();
+    let mounted = Mounted::new(&floppy(&scratch), &["-o", "rw"]);
+    let at = |name: &str| mounted.path("disk").join(name);
+    for (name, other) in [("readme.txt", "README.TXT"), ("a long name.txt", "ALONGN~1.TXT")] {
+        std::fs::write(at(name), "what must not be lost").unwrap();
+        for program in ["cp", "install"] {
+            let copied = Command::new(program).args([at(name), at(other)]).output().unwrap();
+            let said = String::from_utf8(copied.stderr).unwrap();
+            assert!(!copied.status.success() && said.contains("are the same file"), "{program} {name}: {said}");
+        }
+        assert_eq!(std::fs::read_to_string(at(name)).unwrap(), "what must not be lost");
+        let number = |name: &str| std::fs::metadata(at(name)).unwrap().ino();
+        assert_eq!(number(name), number(other), "one file has one number");
+        assert_eq!(File::open(at(other)).unwrap().metadata().unwrap().ino(), number(name));
+    }
+    std::fs::rename(at("readme.txt"), at("ReadMe.txt")).unwrap();
+    assert_eq!(names(&mounted.path("disk")), set(["ReadMe.txt", "a long name.txt"]), "case alone can still change");
 }
 
 #[test]
