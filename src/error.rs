@@ -95,6 +95,9 @@ pub enum Error {
     /// Someone else is writing to the same bytes.
     #[error("busy")]
     Busy,
+    /// The number was a node's that is gone; its name, looked up anew, says what is there now.
+    #[error("what was open is gone")]
+    Stale,
 }
 
 impl Error {

@@ -27,6 +27,8 @@ pub fn errno(error: &Error) -> Errno {
         Error::CrossDevice => Errno::EXDEV,
         Error::NotPermitted => Errno::EPERM,
         Error::Busy => Errno::EBUSY,
+        // The kernel looks the name up again, and tells the caller only of what was open.
+        Error::Stale => Errno::from_i32(HostErrno::STALE.raw_os_error()),
     }
 }
 
