@@ -27,7 +27,7 @@ use name::Names;
 use crate::device::{Device, Extent};
 use crate::error::{Error, Result};
 use crate::filesystem::{
-    Attributes, DirEntry, EntrySink, FileSystem, FileSystemWrite, Kind, NodeId, Placed, Summary, Timestamp,
+    Attributes, DirEntry, EntrySink, FileSystem, FileSystemWrite, Kind, Legacy, NodeId, Placed, Summary, Timestamp,
 };
 
 /// Bits of a node's number within its tree.
@@ -104,8 +104,8 @@ struct Planted {
     unsettled: AtomicBool,
     /// Something was written to its bytes from outside since it was decoded.
     overwritten: AtomicBool,
-    /// Held by the one who decodes it anew.
-    decoding: Mutex<()>,
+    /// Held by the one who decodes it anew: what the last tree that had anything to leave has left.
+    decoding: Mutex<Option<Legacy>>,
 }
 
 /// How many write to a volume, by either way: files that are open for it, and single changes for as

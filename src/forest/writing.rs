@@ -15,7 +15,7 @@ use crate::cache::lock;
 use crate::device::{BlockDevice, Extent};
 use crate::error::{Error, Result};
 use crate::filesystem::{
-    Attributes, Changes, EntrySink, FileSystem, FileSystemWrite, Kind, NewNode, NodeId, Summary, Timestamp,
+    Attributes, Changes, EntrySink, FileSystem, FileSystemWrite, Kind, Legacy, NewNode, NodeId, Summary, Timestamp,
 };
 
 /// How long one way of writing waits for the end of the other: a change takes a moment, and the kernel
@@ -82,7 +82,7 @@ impl Planted {
             }
             state.through_flat = state.through_flat.saturating_add(1);
             drop(state);
-            let Err(error) = self.bring(|tree| tree.quiesce()) else { return Ok(()) };
+            let Err(error) = self.bring(|tree| tree.stand_aside()) else { return Ok(()) };
             self.leave_flat();
             if !matches!(error, Error::Busy) || Instant::now() >= deadline {
                 return Err(error);
@@ -124,16 +124,16 @@ impl Planted {
 
     /// Decodes the volume anew, if its bytes were written to from outside. Says whether they were.
     fn refresh(&self) -> bool {
-        let _one = lock(&self.decoding);
+        let mut legacy = lock(&self.decoding);
         // What is written from here on is for the next time.
         let overwritten = self.overwritten.swap(false, Ordering::AcqRel);
         if overwritten {
-            self.reopen();
+            self.reopen(&mut legacy);
         }
         overwritten
     }
 
-    fn reopen(&self) {
+    fn reopen(&self, legacy: &mut Option<Legacy>) {
         let Some(reopen) = &self.reopen else { return };
         let tree = match reopen() {
             Ok(Some(tree)) => tree,
@@ -143,6 +143,11 @@ impl Planted {
                 Arc::new(Lost(error))
             }
         };
+        // What is no file system meanwhile may be one again.
+        *legacy = self.tree().writer().and_then(FileSystemWrite::legacy).or(legacy.take());
+        if let (Some(writer), Some(legacy)) = (tree.writer(), legacy) {
+            writer.inherit(legacy);
+        }
         *self.tree.write().unwrap_or_else(PoisonError::into_inner) = tree;
     }
 }

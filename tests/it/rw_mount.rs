@@ -452,6 +452,88 @@ fn what_is_written_to_a_flat_file_is_in_the_tree_after_close_and_after_fsync() {
     assert!(within(Duration::from_secs(2), || seen("kept").starts_with(b"in place")));
 }
 
+/// Writes a small file of this name to the volume, through its flat bytes.
+fn through_flat(scratch: &Scratch, flat: &Path, name: &str) {
+    let host = scratch.path("through-flat");
+    std::fs::write(&host, "written from outside").unwrap();
+    tool("mtools", "mcopy", &["-o", "-i", text(flat), text(&host), &format!("::{name}")]);
+}
+
+fn sync(folder: &Path) {
+    File::open(folder).unwrap().sync_all().unwrap();
+}
+
+#[test]
+fn what_is_open_stays_what_it_is_when_the_flat_file_was_written_to() {
+    let scratch = Scratch::new();
+    let image = floppy(&scratch);
+    let before = sha256(&image);
+    let mounted = Mounted::new(&image, &["-o", "rw"]);
+    let (disk, flat) = (mounted.path("disk"), mounted.path("disk.img"));
+    // Moved nodes, with others where they were.
+    std::fs::create_dir(disk.join("NEWDIR")).unwrap();
+    std::fs::write(disk.join("NEWDIR/junk"), "junk").unwrap();
+    std::fs::rename(disk.join("NEWDIR"), disk.join("my work folder")).unwrap();
+    std::fs::write(disk.join("A"), "contents of A").unwrap();
+    std::fs::rename(disk.join("A"), disk.join("A has another name")).unwrap();
+    sync(&disk);
+    std::fs::create_dir(disk.join("KEEP")).unwrap();
+    std::fs::write(disk.join("KEEP/thesis"), "thesis").unwrap();
+    std::fs::write(disk.join("B"), "CONTENTS OF B").unwrap();
+    std::fs::write(disk.join("DOOMED"), "removed from outside").unwrap();
+    sync(&disk);
+    let work = File::open(disk.join("my work folder")).unwrap();
+    let number = std::os::fd::AsRawFd::as_raw_fd(&work);
+    let folder = |name: &str| PathBuf::from(format!("/proc/self/fd/{number}/{name}"));
+    let (a, doomed) = (File::open(disk.join("A has another name")).unwrap(), File::open(disk.join("DOOMED")).unwrap());
+    tool("mtools", "mdel", &["-i", text(&flat), "::DOOMED"]);
+    through_flat(&scratch, &flat, "AFTER");
+    assert!(within(Duration::from_secs(2), || names(&disk).contains("AFTER") && !names(&disk).contains("DOOMED")));
+    assert_eq!(names(&folder(".")), set(["junk"]));
+    std::fs::remove_file(folder("junk")).unwrap();
+    assert_eq!(names(&disk.join("KEEP")), set(["thesis"]), "what was removed was in the other folder");
+    let read = |file: &File| {
+        let mut found = [0; 64];
+        file.read_at(&mut found, 0).map(|len| String::from_utf8_lossy(&found[..len]).into_owned())
+    };
+    assert!(within(Duration::from_secs(2), || read(&a).unwrap() == "contents of A"));
+    assert!(within(Duration::from_secs(2), || errno(read(&doomed)) == Some(Errno::STALE)), "not what took its place");
+    // How often a file is open is known on.
+    let again = File::open(disk.join("A has another name")).unwrap();
+    drop((a, doomed));
+    std::thread::sleep(Duration::from_millis(100));
+    std::fs::remove_file(disk.join("A has another name")).unwrap();
+    assert_eq!(read(&again).unwrap(), "contents of A");
+    drop((again, work, mounted));
+    assert_eq!(sha256(&image), before);
+    tool("dosfstools", "fsck.fat", &["-n", text(&converted(&overlay_of(&image), &scratch))]);
+}
+
+#[test]
+fn while_a_removed_file_is_open_the_flat_file_is_not_written_to() {
+    let scratch = Scratch::new();
+    let image = floppy(&scratch);
+    let before = sha256(&image);
+    let mounted = Mounted::new(&image, &["-o", "rw"]);
+    let (disk, flat) = (mounted.path("disk"), mounted.path("disk.img"));
+    let contents = pattern(100_000, 5);
+    std::fs::write(disk.join("o"), &contents).unwrap();
+    let mut removed = File::open(disk.join("o")).unwrap();
+    std::fs::remove_file(disk.join("o")).unwrap();
+    assert_eq!(errno(open(&flat)), Some(Errno::BUSY));
+    let mut found = Vec::new();
+    removed.read_to_end(&mut found).unwrap();
+    assert!(found == contents);
+    drop(removed);
+    through_flat(&scratch, &flat, "X");
+    assert!(within(Duration::from_secs(2), || names(&disk) == set(["X"])));
+    drop(mounted);
+    assert_eq!(sha256(&image), before);
+    let raw = converted(&overlay_of(&image), &scratch);
+    tool("dosfstools", "fsck.fat", &["-n", text(&raw)]);
+    assert_eq!(std::fs::read(&raw).unwrap()[37] & 1, 0, "nothing is left to be done");
+}
+
 #[test]
 fn a_volume_is_written_to_in_one_way_at_a_time_and_the_log_says_so() {
     let scratch = Scratch::new();
