@@ -84,7 +84,11 @@ impl Planted {
             drop(state);
             let Err(error) = self.bring(|tree| tree.stand_aside()) else { return Ok(()) };
             self.leave_flat();
-            if !matches!(error, Error::Busy) || Instant::now() >= deadline {
+            if !matches!(error, Error::Busy) {
+                return Err(error);
+            }
+            if Instant::now() >= deadline {
+                log::warn!("refused: a removed file of this volume is still open");
                 return Err(error);
             }
             std::thread::sleep(PAUSE);

@@ -364,6 +364,10 @@ impl FileSystemWrite for Fat {
     }
 
     fn stand_aside(&self) -> Result<()> {
+        if !self.shared().orphans.is_empty() {
+            // Others would take their clusters for free, or for lost.
+            return Err(Error::Busy);
+        }
         self.quiesce()?;
         self.remember_open(&self.shared());
         Ok(())
