@@ -510,6 +510,35 @@ fn what_is_open_stays_what_it_is_when_the_flat_file_was_written_to() {
 }
 
 #[test]
+fn what_is_opened_after_the_flat_file_was_synced_or_closed_has_what_was_written_to_it() {
+    let scratch = Scratch::new();
+    let mounted = Mounted::new(&floppy(&scratch), &["-o", "rw"]);
+    let (disk, file) = (mounted.path("disk"), mounted.path("disk/file"));
+    std::fs::write(&file, [b'.'; 512]).unwrap();
+    sync(&disk);
+    let bytes = std::fs::read(mounted.path("disk.img")).unwrap();
+    let at = bytes.windows(512).position(|part| part == [b'.'; 512]).unwrap() as u64;
+    let entry = bytes.windows(11).position(|part| part == b"FILE       ").unwrap() as u64;
+    for round in 0..100u32 {
+        let letter = b'a' + u8::try_from(round % 20).unwrap();
+        let flat = open(&mounted.path("disk.img")).unwrap();
+        assert_eq!(names(&disk).len(), 1, "the kernel keeps the listing");
+        flat.write_all_at(&[letter; 512], at).unwrap();
+        flat.sync_all().unwrap();
+        assert!(std::fs::read(&file).unwrap() == [letter; 512], "round {round}: after fsync");
+        flat.write_all_at(&[letter + 1; 512], at).unwrap();
+        flat.write_all_at(&[letter - 32], entry + 3).unwrap();
+        drop(flat);
+        let renamed = format!("fil{}", letter as char);
+        assert_eq!(names(&disk), set([&renamed]), "round {round}: after close");
+        assert!(std::fs::read(disk.join(&renamed)).unwrap() == [letter + 1; 512], "round {round}: after close");
+        std::fs::rename(disk.join(&renamed), disk.join("fil_")).expect("no EBUSY after close");
+        std::fs::rename(disk.join("fil_"), &file).unwrap();
+        sync(&disk);
+    }
+}
+
+#[test]
 fn while_a_removed_file_is_open_the_flat_file_is_not_written_to() {
     let scratch = Scratch::new();
     let image = floppy(&scratch);
