@@ -621,6 +621,38 @@ fn a_volume_formatted_through_its_flat_file_is_empty_and_garbage_is_an_error() {
 }
 
 #[test]
+fn a_partition_that_is_gone_from_the_table_is_not_written_to_any_more() {
+    let scratch = Scratch::new();
+    let image = disk(&scratch, "dos");
+    let before = sha256(&image);
+    let mounted = Mounted::new(&image, &["-o", "rw"]);
+    let (p1, p2) = (mounted.path("p1"), mounted.path("p2"));
+    std::fs::write(p1.join("old"), "old").unwrap();
+    std::fs::write(p2.join("kept"), "kept").unwrap();
+    sync(&p1);
+    sync(&p2);
+    // Another partition begins within the first; the second stays as it is.
+    let flat = mounted.path("disk.img");
+    let mut table = Command::new("sfdisk");
+    table.args(["-q", "--force", "--no-reread", "--no-tell-kernel"]).arg(&flat);
+    let mut table = table.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let rows = b"label: dos\nstart=4096,size=14336,type=6\nstart=18432,size=26624,type=e\n";
+    table.stdin.take().unwrap().write_all(rows).unwrap();
+    assert!(table.wait().unwrap().success());
+    tool("dosfstools", "mkfs.fat", &["--offset", "4096", "-F", "12", text(&flat), "7168"]);
+    through_flat(&scratch, Path::new(&format!("{}@@2M", text(&flat))), "NEW");
+    assert_eq!(errno(std::fs::write(p1.join("filler"), pattern(3_000_000, 1))), Some(Errno::OPNOTSUPP));
+    assert_eq!(std::fs::read_to_string(p2.join("kept")).unwrap(), "kept");
+    std::fs::write(p2.join("more"), "more").unwrap();
+    drop(mounted);
+    assert_eq!(sha256(&image), before);
+    let mounted = Mounted::new(&image, &["-o", "rw"]);
+    assert_eq!(names(&mounted.path("p1")), set(["NEW"]));
+    assert_eq!(std::fs::read_to_string(mounted.path("p1/NEW")).unwrap(), "written from outside");
+    assert_eq!(names(&mounted.path("p2")), set(["kept", "more"]));
+}
+
+#[test]
 fn the_flat_disk_neither_grows_nor_shrinks() {
     let scratch = Scratch::new();
     let mounted = Mounted::new(&floppy(&scratch), &["-o", "rw"]);
