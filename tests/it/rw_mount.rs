@@ -751,6 +751,25 @@ fn a_copy_of_a_file_onto_its_other_spelling_is_refused_and_leaves_it() {
 }
 
 #[test]
+fn in_a_full_root_directory_a_file_replaces_another_of_any_spelling() {
+    let scratch = Scratch::new();
+    let image = floppy(&scratch);
+    let mounted = Mounted::new(&image, &["-o", "rw"]);
+    let at = |name: &str| mounted.path("disk").join(name);
+    for number in 1..=224 {
+        std::fs::write(at(&format!("F{number}")), format!("{number}")).unwrap();
+    }
+    assert_eq!(errno(std::fs::write(at("F225"), "")), Some(Errno::NOSPC));
+    std::fs::rename(at("F1"), at("f2")).unwrap();
+    std::fs::rename(at("F3"), at("F4")).unwrap();
+    assert_eq!(std::fs::read_to_string(at("F2")).unwrap(), "1");
+    assert_eq!(std::fs::read_to_string(at("F4")).unwrap(), "3");
+    assert_eq!(names(&mounted.path("disk")).len(), 222);
+    drop(mounted);
+    tool("dosfstools", "fsck.fat", &["-n", text(&converted(&overlay_of(&image), &scratch))]);
+}
+
+#[test]
 fn files_are_opened_as_posix_says() {
     let scratch = Scratch::new();
     let mounted = Mounted::new(&floppy(&scratch), &["-o", "rw"]);

@@ -74,13 +74,13 @@ impl Fat {
                 self.replace_entry(state, &source, target, &mut entry)?;
             }
             None if source.key == new_key && self.rewrite(state, &source, new_name, &mut entry, false)? => {}
-            _ => match self.move_entry(state, &source, target.as_ref(), new_key, new_name, &mut entry) {
-                // In a full root directory there is no room but its own.
-                Err(Error::NoSpace)
-                    if target.is_none()
-                        && source.key == new_key
-                        && self.rewrite(state, &source, new_name, &mut entry, true)? => {}
-                other => other?,
+            _ => match (self.move_entry(state, &source, target.as_ref(), new_key, new_name, &mut entry), &target) {
+                // In a full root directory there is no room but its own, or that of what it replaces, which
+                // keeps its spelling then.
+                (Err(Error::NoSpace), Some(target)) => self.replace_entry(state, &source, target, &mut entry)?,
+                (Err(Error::NoSpace), None)
+                    if source.key == new_key && self.rewrite(state, &source, new_name, &mut entry, true)? => {}
+                (other, _) => other?,
             },
         }
         if source.row.directory {
