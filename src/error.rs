@@ -65,6 +65,9 @@ pub enum Error {
     /// The node has no extended attribute of this name.
     #[error("no such attribute")]
     NoAttribute,
+    /// The node cannot be given an extended attribute of this name.
+    #[error("no place for such an attribute")]
+    NotAnAttribute,
     /// Encrypted, and there is no key.
     #[error("the contents are encrypted and there is no key")]
     NoKey,

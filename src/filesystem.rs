@@ -311,9 +311,9 @@ pub trait FileSystemWrite: Send + Sync {
     /// Removes a name: of an empty directory when `directory`, of anything else otherwise.
     fn remove(&self, dir: NodeId, name: &[u8], directory: bool) -> Result<()>;
 
-    /// Sets an extended attribute.
+    /// Sets an extended attribute. [`Error::NotAnAttribute`] when the format has no place for it.
     fn set_xattr(&self, _node: NodeId, _name: &[u8], _value: &[u8]) -> Result<()> {
-        Err(Error::Invalid)
+        Err(Error::NotAnAttribute)
     }
 
     /// A file was opened once more.

@@ -17,6 +17,7 @@ pub fn errno(error: &Error) -> Errno {
         Error::IsDirectory => Errno::EISDIR,
         Error::Invalid => Errno::EINVAL,
         Error::NoAttribute => Errno::ENODATA,
+        Error::NotAnAttribute => Errno::EOPNOTSUPP,
         Error::NoKey => Errno::from_i32(HostErrno::NOKEY.raw_os_error()),
         Error::ReadOnly => Errno::EROFS,
         Error::Exists => Errno::EEXIST,

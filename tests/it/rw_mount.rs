@@ -751,6 +751,20 @@ fn a_copy_of_a_file_onto_its_other_spelling_is_refused_and_leaves_it() {
 }
 
 #[test]
+fn a_file_moves_to_another_volume_without_a_word_of_what_that_cannot_hold() {
+    let scratch = Scratch::new();
+    let mounted = Mounted::new(&disk(&scratch, "dos"), &["-o", "rw"]);
+    std::fs::write(mounted.path("p1/moved"), "moved").unwrap();
+    let set = |name: &str| rustix::fs::setxattr(mounted.path("p1/moved"), name, b"x", rustix::fs::XattrFlags::empty());
+    assert_eq!(set("user.fat.shortname"), Err(Errno::OPNOTSUPP));
+    assert_eq!(set("user.comment"), Err(Errno::OPNOTSUPP));
+    assert_eq!(set("user.fat.attributes"), Err(Errno::INVAL), "a value that is none");
+    let moved = Command::new("mv").args([mounted.path("p1/moved"), mounted.path("p2/")]).output().unwrap();
+    assert!(moved.status.success() && moved.stderr.is_empty(), "{}", String::from_utf8_lossy(&moved.stderr));
+    assert_eq!(std::fs::read_to_string(mounted.path("p2/moved")).unwrap(), "moved");
+}
+
+#[test]
 fn in_a_full_root_directory_a_file_replaces_another_of_any_spelling() {
     let scratch = Scratch::new();
     let image = floppy(&scratch);

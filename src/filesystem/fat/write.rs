@@ -300,7 +300,7 @@ impl FileSystemWrite for Fat {
 
     fn set_xattr(&self, node: NodeId, name: &[u8], value: &[u8]) -> Result<()> {
         if name != b"user.fat.attributes" || node == ROOT {
-            return Err(Error::Invalid);
+            return Err(Error::NotAnAttribute);
         }
         let text = std::str::from_utf8(value).map_err(|_| Error::Invalid)?.trim_end_matches('\0');
         let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
