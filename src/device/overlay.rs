@@ -61,7 +61,7 @@ use super::mapped::{Mapping, Place, Run, for_each_run, part_of};
 use super::{BlockDevice, BlockWrite, Device, Extent, check_range};
 use crate::error::{Error, Result};
 
-pub use self::binding::{Base, Binding, Hash, State};
+pub use self::binding::{Base, Binding, EXTENSION, Hash, State};
 pub use self::check::{Info, Report, check, check_store, info};
 pub use self::commit::Progress;
 pub use self::create::{BaseReference, base_reference};

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::fat::{Scratch, Tree, by_mtools, converted, host_tree, mcopy, mkfs, pattern, tool, try_tool};
-use crate::program::{Untouched, ok, run, sha256};
+use crate::program::{Untouched, imgfs, ok, run, sha256};
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -46,6 +46,33 @@ fn number_after(listing: &str, label: &str) -> u64 {
     let word = rest.trim_start_matches([':', ' ', '=']).split_whitespace().next().unwrap();
     let (digits, radix) = word.strip_prefix("0x").map_or((word, 10), |hex| (hex, 16));
     u64::from_str_radix(digits, radix).unwrap()
+}
+
+#[test]
+fn an_overlay_that_is_read_as_an_image_wants_its_own_base_and_has_its_size() {
+    let scratch = Scratch::new();
+    let image = floppy(&scratch);
+    // A base whose size is no multiple of a sector.
+    File::options().append(true).open(&image).unwrap().set_len(1_474_660).unwrap();
+    let file = scratch.path("h");
+    std::fs::write(&file, "h").unwrap();
+    ok(&["cp", text(&file), &format!("{}:/files/", text(&image))]);
+    let overlay = overlay_of(&image);
+    let flat = format!("{}:/disk.img", text(&overlay));
+    assert_eq!(imgfs().args(["cat", &flat]).output().unwrap().stdout.len(), 1_474_660);
+    assert!(ok(&["ls", &format!("{}:/files", text(&overlay))]).contains("h\n"));
+    let before = std::fs::metadata(&image).unwrap().modified().unwrap();
+    let base = File::options().write(true).open(&image).unwrap();
+    base.write_all_at(b"WRONG", 20_000).unwrap();
+    base.set_modified(before).unwrap();
+    let changed = sha256(&image);
+    let why = "is not this overlay's base, or was changed since the overlay was made";
+    for args in [["cat", flat.as_str()], ["ls", &flat], ["info", text(&overlay)]] {
+        refused(&args, why);
+    }
+    let verified = run(&["verify", text(&overlay)]);
+    assert!(verified.code != Some(0) && verified.err.contains(why), "{}", verified.err);
+    assert_eq!(sha256(&image), changed);
 }
 
 #[test]
