@@ -273,11 +273,7 @@ impl Overlay {
         verify(&binding, base, options, &mut |offset, part| self.blank_covered(offset, part))?;
         match binding.state {
             State::CommitBegun if !options.read_only => self.set_state(State::Bound)?,
-            State::Copying => {
-                let why = "a commit in place was interrupted; run it again to finish it";
-                let why = std::io::Error::new(ErrorKind::ReadOnlyFilesystem, why);
-                self.unwritable = Some(Error::io(self.name.clone(), why));
-            }
+            State::Copying => self.unwritable = Some(self.interrupted()),
             _ => {}
         }
         Ok(())
@@ -366,6 +362,16 @@ impl Overlay {
             tables.refcounts.free_all_but(&references);
         }
         Ok(())
+    }
+
+    fn interrupted(&self) -> Error {
+        let why = "a commit in place was interrupted; run it again to finish it";
+        Error::io(self.name.clone(), std::io::Error::new(ErrorKind::ReadOnlyFilesystem, why))
+    }
+
+    /// Why nothing can be written to it, though it can be read.
+    pub fn unwritable(&self) -> Option<&Error> {
+        self.unwritable.as_ref()
     }
 
     /// The device below, untouched.

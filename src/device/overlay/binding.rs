@@ -200,8 +200,7 @@ impl Binding {
         file: Option<(u64, i64)>,
         covered: &mut dyn FnMut(u64, &mut [u8]) -> Result<()>,
     ) -> Result<()> {
-        let refused =
-            |why: String| Err(Error::io(name, std::io::Error::new(std::io::ErrorKind::InvalidData, why)));
+        let refused = |why: String| Err(Error::io(name, std::io::Error::new(std::io::ErrorKind::InvalidData, why)));
         let (file_size, mtime) = file.unwrap_or((self.file_size, self.mtime));
         if file_size != self.file_size {
             let was = self.file_size;
