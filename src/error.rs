@@ -65,6 +65,9 @@ pub enum Error {
     /// The node has no extended attribute of this name.
     #[error("no such attribute")]
     NoAttribute,
+    /// The node cannot be given an extended attribute of this name.
+    #[error("no place for such an attribute")]
+    NotAnAttribute,
     /// Encrypted, and there is no key.
     #[error("the contents are encrypted and there is no key")]
     NoKey,
@@ -95,6 +98,9 @@ pub enum Error {
     /// Someone else is writing to the same bytes.
     #[error("busy")]
     Busy,
+    /// The number was a node's that is gone; its name, looked up anew, says what is there now.
+    #[error("what was open is gone")]
+    Stale,
 }
 
 impl Error {

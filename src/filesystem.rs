@@ -5,6 +5,7 @@ pub mod fat;
 pub mod foreign;
 pub mod iso9660;
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::fs::File;
 use std::sync::Arc;
@@ -310,9 +311,9 @@ pub trait FileSystemWrite: Send + Sync {
     /// Removes a name: of an empty directory when `directory`, of anything else otherwise.
     fn remove(&self, dir: NodeId, name: &[u8], directory: bool) -> Result<()>;
 
-    /// Sets an extended attribute.
+    /// Sets an extended attribute. [`Error::NotAnAttribute`] when the format has no place for it.
     fn set_xattr(&self, _node: NodeId, _name: &[u8], _value: &[u8]) -> Result<()> {
-        Err(Error::Invalid)
+        Err(Error::NotAnAttribute)
     }
 
     /// A file was opened once more.
@@ -346,7 +347,26 @@ pub trait FileSystemWrite: Send + Sync {
     fn quiesce(&self) -> Result<()> {
         self.flush()
     }
+
+    /// As [`FileSystemWrite::quiesce`], before others write to the device. [`Error::Busy`] while something
+    /// is kept that only this tree knows of: the contents of a file that is removed and still open.
+    fn stand_aside(&self) -> Result<()> {
+        self.quiesce()
+    }
+
+    /// What the tree that is decoded next from these bytes has to know of this one.
+    fn legacy(&self) -> Option<Legacy> {
+        None
+    }
+
+    /// Takes over the numbers of nodes that were given out, and what is open, from a tree of the same
+    /// format. A number goes on meaning its node, if that is still there, and otherwise means nothing
+    /// ([`Error::Stale`]). To be called before anything else.
+    fn inherit(&self, _legacy: &Legacy) {}
 }
+
+/// What one tree leaves to the next; only its own format knows what it is.
+pub type Legacy = Arc<dyn Any + Send + Sync>;
 
 /// A node to be made.
 #[derive(Debug, Clone, Copy)]

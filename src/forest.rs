@@ -15,7 +15,7 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock};
 
 mod name;
 mod writing;
@@ -27,7 +27,7 @@ use name::Names;
 use crate::device::{Device, Extent};
 use crate::error::{Error, Result};
 use crate::filesystem::{
-    Attributes, DirEntry, EntrySink, FileSystem, FileSystemWrite, Kind, NodeId, Placed, Summary, Timestamp,
+    Attributes, DirEntry, EntrySink, FileSystem, FileSystemWrite, Kind, Legacy, NodeId, Placed, Summary, Timestamp,
 };
 
 /// Bits of a node's number within its tree.
@@ -98,11 +98,18 @@ struct Planted {
     /// The bytes of the disk that it is decoded from.
     range: Range<u64>,
     state: Mutex<Writers>,
+    /// Told when one way of writing has come to an end.
+    ended: Condvar,
     /// Something was written to the tree since it last settled.
     unsettled: AtomicBool,
+    /// Something was written to its bytes from outside since it was decoded.
+    overwritten: AtomicBool,
+    /// Held by the one who decodes it anew: what the last tree that had anything to leave has left.
+    decoding: Mutex<Option<Legacy>>,
 }
 
-/// How many have a volume open for writing, by either way. One of them is always zero.
+/// How many write to a volume, by either way: files that are open for it, and single changes for as
+/// long as they take. One of them is always zero.
 #[derive(Default)]
 struct Writers {
     through_tree: u64,
@@ -187,7 +194,6 @@ impl Forest {
         if self.trees.len() >= MAX_TREES {
             return None;
         }
-        let (state, unsettled) = (Mutex::default(), AtomicBool::new(false));
         self.trees.push(Planted {
             name: branch.folder.clone(),
             symlinks: Symlinks::AsIs,
@@ -195,8 +201,11 @@ impl Forest {
             reopen: branch.reopen.clone(),
             root: tree.root(),
             range,
-            state,
-            unsettled,
+            state: Mutex::default(),
+            ended: Condvar::new(),
+            unsettled: AtomicBool::new(false),
+            overwritten: AtomicBool::new(false),
+            decoding: Mutex::default(),
         });
         Some(grafted(self.trees.len() as u64, tree.root()))
     }

@@ -120,8 +120,11 @@ pub struct Adapter {
     view: View,
     /// Whether anything can be written: then the kernel asks each time, and each file is opened.
     writable: bool,
-    /// What the kernel knows by number, and how often it was told: only while something can be written.
-    known: Arc<Mutex<HashMap<u64, u64>>>,
+    /// What the kernel knows by number: only while something can be written.
+    known: Arc<Mutex<HashMap<u64, Known>>>,
+    /// How often nodes were changed from outside of themselves. What the kernel keeps of another epoch
+    /// than the present one is void.
+    epoch: AtomicU64,
     /// The way to tell the kernel what it must forget.
     notifier: Arc<OnceLock<Notifier>>,
     /// The way to the thread that does so for all nodes.
@@ -133,6 +136,15 @@ pub struct Adapter {
     requests: Arc<AtomicU64>,
     /// Digests that were calculated: only while nothing can be written.
     hashes: Cache<NodeId, Arc<Vec<u8>>>,
+}
+
+/// What the kernel knows of a node.
+#[derive(Default)]
+struct Known {
+    /// How often it was told of it.
+    times: u64,
+    /// The epoch in which it opened it last; 0 when it never did.
+    epoch: u64,
 }
 
 /// What the kernel reads by itself now.
@@ -162,6 +174,7 @@ impl Adapter {
             view,
             writable,
             known: Arc::default(),
+            epoch: AtomicU64::new(1),
             forgetter: OnceLock::new(),
             notifier: Arc::default(),
             passthrough: AtomicBool::new(may_pass_through && !writable),
@@ -249,8 +262,8 @@ impl Adapter {
     fn remember(&self, attr: &FileAttr) {
         if self.writable {
             let mut known = lock(&self.known);
-            let count = known.entry(attr.ino.0).or_insert(0);
-            *count = count.saturating_add(1);
+            let node = known.entry(attr.ino.0).or_default();
+            node.times = node.times.saturating_add(1);
         }
     }
 
@@ -258,18 +271,20 @@ impl Adapter {
     fn forgotten(&self, ino: INodeNo, times: u64) {
         if self.writable {
             let mut known = lock(&self.known);
-            if let Some(count) = known.get_mut(&ino.0) {
-                *count = count.saturating_sub(times);
-                if *count == 0 {
+            if let Some(node) = known.get_mut(&ino.0) {
+                node.times = node.times.saturating_sub(times);
+                if node.times == 0 {
                     known.remove(&ino.0);
                 }
             }
         }
     }
 
+    /// What `stat` shows. Of a file in another spelling it is the file's own number: two paths to one file
+    /// must be known to be one, or `cp file FILE` would empty it.
     fn attr(&self, operation: &str, ino: INodeNo) -> Answer<FileAttr> {
         let attributes = self.ask(operation, ino, |tree, node| tree.attributes(node))?;
-        Ok(self.view.attr(ino.0, &attributes))
+        Ok(self.view.attr(ino.0 & !OTHER_SPELLING, &attributes))
     }
 
     fn attr_of(&self, node: NodeId, attributes: &Attributes) -> FileAttr {
@@ -624,12 +639,18 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        if self.writable {
+            return send_empty(self.show(ino), reply);
+        }
         // The kernel does not ask again.
         reply.error(Errno::ENOSYS);
     }
 
-    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if self.writable {
+            return reply.opened(FileHandle(0), FopenFlags::FOPEN_CACHE_DIR | self.kept(ino));
+        }
         // The kernel goes on without, and keeps the listing.
         reply.error(Errno::ENOSYS);
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::check::Check;
 use crate::container::{self, Opened, SoundTrack};
@@ -219,7 +220,8 @@ impl Image {
 
     /// Everything under one root.
     pub fn forest(&self) -> Forest {
-        let branches: Vec<Branch> = self.parts.iter().map(|part| part.branch(&self.options)).collect();
+        let table = Arc::new(Table::new(&self.disk, &self.scan));
+        let branches: Vec<Branch> = self.parts.iter().map(|part| part.branch(&table, &self.options)).collect();
         let mut forest = Forest::new(&branches, self.main_part().map(|part| part.folder.as_str()), self.modified);
         for track in &self.tracks {
             forest.add_file(format!("t{:02}.wav", track.number), track.device.clone());
@@ -295,18 +297,67 @@ impl Part {
         self.name == self.folder
     }
 
-    fn branch(&self, options: &filesystem::Options) -> Branch {
+    fn branch(&self, table: &Arc<Table>, options: &filesystem::Options) -> Branch {
         let summary = self.tree.summary();
         Branch {
             name: self.name.clone(),
             folder: self.folder.clone(),
             offset: self.offset,
             device: self.device.clone(),
-            reopen: self.device.writer().map(|_| reopen(&self.device, options)),
+            reopen: self.device.writer().map(|_| self.reopen(table, options)),
             tree: self.tree.tree().cloned(),
             label: summary.and_then(|s| s.label.clone()),
             uuid: summary.and_then(|s| s.uuid.clone()),
         }
+    }
+
+    /// Decodes the volume anew, each time it is called.
+    fn reopen(&self, table: &Arc<Table>, options: &filesystem::Options) -> Reopen {
+        let (device, options, table) = (self.device.clone(), options.clone(), table.clone());
+        let row = self.entry.as_ref().map(|_| (self.offset, self.device.size()));
+        let whole = self.offset == 0 && self.device.size() == table.disk.size();
+        Arc::new(move || {
+            table.still_has(row, whole)?;
+            Ok(filesystem::open(&device, &options)?.map(|(_, tree)| tree))
+        })
+    }
+}
+
+/// The partition table as it was when the image was opened: what a mount shows is cut after it, and
+/// whoever writes to the flat disk may write another.
+struct Table {
+    disk: Device,
+    volumes: Vec<(u64, u64)>,
+    changed: AtomicBool,
+}
+
+impl Table {
+    fn new(disk: &Device, scan: &Result<Option<Scan>>) -> Self {
+        let volumes = scan.as_ref().ok().and_then(Option::as_ref).map(Self::volumes).unwrap_or_default();
+        Self { disk: disk.clone(), volumes, changed: AtomicBool::new(false) }
+    }
+
+    /// Start and length of each.
+    fn volumes(scan: &Scan) -> Vec<(u64, u64)> {
+        scan.volumes.iter().map(|volume| (volume.entry.start, volume.device.size())).collect()
+    }
+
+    /// Refuses a volume whose row is gone, and a volume of the whole disk where there are partitions now:
+    /// their bytes are others' today.
+    fn still_has(&self, row: Option<(u64, u64)>, whole: bool) -> Result<()> {
+        let now = volume::scan(&self.disk)?.as_ref().map(Self::volumes).unwrap_or_default();
+        if now != self.volumes && !self.changed.swap(true, Ordering::AcqRel) {
+            log::warn!("the partition table has changed: new partitions are shown by the next mount");
+        }
+        let gone = match row {
+            Some(row) => !now.contains(&row),
+            None => whole && self.volumes.is_empty() && !now.is_empty(),
+        };
+        if gone {
+            let what = "a volume that the partition table has no longer (unmount, and mount again)";
+            return Err(Error::unsupported("volume", what));
+        }
+        Ok(())
     }
 }
 
@@ -392,12 +443,6 @@ fn is_missing(overlay: &Path) -> bool {
 fn untouched(device: Device) -> Part {
     let what = Some("the disk without the overlay".to_owned());
     Part { what, ..Part::new("base".to_owned(), 0, device, Tree::Structural) }
-}
-
-/// Decodes the volume on a device anew, each time it is called.
-fn reopen(device: &Device, options: &filesystem::Options) -> Reopen {
-    let (device, options) = (device.clone(), options.clone());
-    Arc::new(move || Ok(filesystem::open(&device, &options)?.map(|(_, tree)| tree)))
 }
 
 /// `offset=` and `sizelimit=`: the part of the disk that counts.

@@ -1,8 +1,9 @@
 //! `imgfs commit`, `imgfs discard`: what becomes of the changes in an overlay.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use imgfs::device::overlay::State;
 use serde_json::{Value, json};
 
 use super::options::OverlayArgs;
@@ -58,12 +59,33 @@ fn merged(mut value: Value, more: Value) -> Value {
 
 fn commit(args: &Args) -> Result<Outcome> {
     let overlay = args.overlay.open(!args.in_place)?;
-    progress::with_bar(|progress| match (&args.output, args.format) {
+    let committed = progress::with_bar(|progress| match (&args.output, args.format) {
         (Some(output), Format::Raw) => overlay.commit_to_raw(output, progress),
         (Some(output), Format::Qcow2) => overlay.commit_to_qcow2(output, progress),
         (None, _) => overlay.commit_in_place(progress),
-    })?;
+    });
+    if args.output.is_none() {
+        in_place(committed, Some(&args.overlay.overlay))?
+    } else {
+        committed?
+    }
     Ok(Outcome::Complete)
+}
+
+/// What became of a commit in place. One that fails half way leaves an image that is neither the old nor
+/// the new one: that has to be said, and what to do.
+pub fn in_place(committed: imgfs::error::Result<()>, overlay: Option<&Path>) -> Result<()> {
+    let Err(error) = committed else { return Ok(()) };
+    let state = |path: &Path| Some(imgfs::device::overlay::info(path).ok()?.base.binding?.state);
+    match overlay.filter(|path| state(path) == Some(State::Copying)) {
+        Some(path) => Err(error).with_context(|| {
+            let name = path.display();
+            format!(
+                "the image is half written, and all changes are still in {name}: `imgfs commit {name} --in-place` finishes it"
+            )
+        }),
+        None => Err(error.into()),
+    }
 }
 
 /// The words of `imgfs discard`.

@@ -63,6 +63,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         let (path, base) = (&args.overlay.overlay, args.overlay.base.as_deref());
         let after =
             stack::open_with_base(path, base, args.overlay.options(true), &args.overlay.safety.allow_references)?;
+        after.overlay.as_ref().map_or(Ok(()), |overlay| overlay.check_comparable())?;
         let before = Image::open(&stack::base_of(path, base)?, &after.base_options())?;
         changes = files(&before.forest(), &after.forest(), &mut outcome)?;
     }

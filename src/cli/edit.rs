@@ -19,7 +19,7 @@ use super::options::{MountOptions, WritingArgs};
 use super::provenance::Log;
 use super::target::{ImageArgs, Target};
 use super::walk;
-use super::{Outcome, provenance};
+use super::{Outcome, commit, provenance};
 
 /// Bytes copied at a time.
 const PIECE: usize = 1 << 20;
@@ -256,6 +256,10 @@ fn apply(
     options: MountOptions,
     change: impl FnOnce(&Editor<'_>, &Target) -> Result<()>,
 ) -> Result<()> {
+    let path = match &options.stack.writing {
+        Some(Writing::Overlay(path, _)) => Some(path.clone()),
+        _ => None,
+    };
     let image: Image = target.open_with(options)?;
     if args.in_place {
         image.check_committable()?;
@@ -268,7 +272,10 @@ fn apply(
     drop(forest);
     changed?;
     match image.into_overlay() {
-        Some(overlay) if args.in_place => Ok(overlay.commit_in_place(&mut |_, _| ())?),
+        Some(overlay) if args.in_place => {
+            let committed = overlay.commit_in_place(&mut |_, _| ());
+            commit::in_place(committed, path.as_deref())
+        }
         Some(overlay) => Ok(overlay.close()?),
         None => bail!("the overlay is still in use"),
     }

@@ -24,6 +24,7 @@ use imgfs::text::{printable, tamed};
 use serde_json::json;
 use signal_hook::iterator::Signals;
 
+use super::commit::in_place;
 use super::keeper::{self, Keeper};
 use super::key;
 use super::options::{self, MountOptions, SymlinkChoice, WritingArgs};
@@ -96,6 +97,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
         !args.commit || matches!(options.stack.writing, Some(Writing::Overlay(..))),
         "--commit needs an overlay: -o rw"
     );
+    if args.commit {
+        // Better known now than at the end.
+        rustix::fs::access(&target.image, rustix::fs::Access::WRITE_OK)
+            .with_context(|| format!("{}: --commit writes to it", target.image.display()))?;
+    }
     // Before anything of the image is looked at.
     let log = Arc::new(Log::of_writing(args.writing.log.as_deref(), options.stack.writing.as_ref())?);
     let result = mount(args, &target, options, &log, &kept);
@@ -139,8 +145,13 @@ fn mount(
     }
     ensure!(image.disk.size() > 0, "{}: {EMPTY}", target.image.display());
     report(&image);
-    if let Some(Writing::Overlay(path, _)) = &options.stack.writing {
-        eprintln!("imgfs: changes go to {}", printable(path.as_os_str().as_encoded_bytes()));
+    let unwritable = image.overlay.as_ref().and_then(|overlay| overlay.unwritable());
+    match (&options.stack.writing, unwritable) {
+        (Some(Writing::Overlay(..)), Some(error)) => eprintln!("imgfs: nothing can be written: {error}"),
+        (Some(Writing::Overlay(path, _)), None) => {
+            eprintln!("imgfs: changes go to {}", printable(path.as_os_str().as_encoded_bytes()));
+        }
+        _ => {}
     }
     let tree = tree(&image, &options, &mountpoint)?;
     let mut opened = provenance::opened(&image, &target.image, options.stack.writing.as_ref());
@@ -151,6 +162,10 @@ fn mount(
         let _ = kept.set(log.clone());
     };
     let (finish_log, path, commit) = (log.clone(), target.image.clone(), args.commit);
+    let overlay_path = match &options.stack.writing {
+        Some(Writing::Overlay(path, _)) => Some(path.clone()),
+        _ => None,
+    };
     serve(tree, &options, &mountpoint, (&keeper, host), attached, move || {
         let statistics = image.cached.statistics();
         log::debug!(
@@ -161,7 +176,10 @@ fn mount(
         );
         let expected = image.overlay.is_some();
         let result = match image.into_overlay() {
-            Some(overlay) if commit => Ok(overlay.commit_in_place(&mut |_, _| ())?),
+            Some(overlay) if commit => {
+                let committed = overlay.commit_in_place(&mut |_, _| ());
+                in_place(committed, overlay_path.as_deref())
+            }
             Some(overlay) => Ok(overlay.close()?),
             None if expected => Err(anyhow::anyhow!("the overlay is still in use; what was written is in it")),
             None => Ok(()),

@@ -33,6 +33,7 @@ use super::table::{Extent, Tables, Width};
 use super::{Companions, ContainerFormat, Opened, Options};
 use crate::check::Check;
 use crate::device::mapped::Mapped;
+use crate::device::overlay::Binding;
 use crate::device::{BlockDevice, Device, probe_array};
 use crate::error::{Error, Result};
 use crate::text::printable;
@@ -61,6 +62,13 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
         Some(name) => Some((name, open_backing(name, header.backing_format.as_deref(), companions)?)),
         None => None,
     };
+    let bound = match (&header.binding, &backing) {
+        (Some(binding), Some((name, parent))) => Some(verified(binding, name, parent, companions)?),
+        _ => None,
+    };
+    // The header has it in whole sectors.
+    let exact = bound.map(|bound| bound.disk_size).filter(|exact| exact.checked_next_multiple_of(512) == Some(size));
+    let size = exact.unwrap_or(size);
     let tables = file.clone();
     let data = match &header.data_file {
         Some(name) => companions.open(Path::new(OsStr::from_bytes(local_name(name)?)))?,
@@ -102,6 +110,16 @@ fn describe_snapshots(snapshots: &[Snapshot], shown: Option<&str>, opened: &mut 
     if let Some(shown) = shown {
         opened.notes.push(format!("this is the disk as it was in the snapshot {}", printable(shown.as_bytes())));
     }
+}
+
+/// What one of our own overlays remembers of its base, which must still be like that: over another one
+/// its clusters would be a mixture of two disks.
+fn verified(binding: &[u8], name: &[u8], parent: &Opened, companions: &dyn Companions) -> Result<Binding> {
+    let binding = Binding::parse(binding)?;
+    let file = companions.open(Path::new(OsStr::from_bytes(local_name(name)?)))?;
+    let metadata = file.host_file().and_then(|span| span.file.metadata().ok());
+    binding.verify_to_read(parent.disk.as_ref(), &printable(name), metadata.as_ref())?;
+    Ok(binding)
 }
 
 /// QEMU's file names may be URLs or descriptions of whole block graphs; only files are followed.

@@ -61,7 +61,7 @@ use super::mapped::{Mapping, Place, Run, for_each_run, part_of};
 use super::{BlockDevice, BlockWrite, Device, Extent, check_range};
 use crate::error::{Error, Result};
 
-pub use self::binding::{Base, Binding, Hash, State};
+pub use self::binding::{Base, Binding, EXTENSION, Hash, State};
 pub use self::check::{Info, Report, check, check_store, info};
 pub use self::commit::Progress;
 pub use self::create::{BaseReference, base_reference};
@@ -271,14 +271,24 @@ impl Overlay {
     fn verify_base(&mut self, base: &Base, options: &Options) -> Result<()> {
         let Some(binding) = self.binding() else { return Ok(()) };
         verify(&binding, base, options, &mut |offset, part| self.blank_covered(offset, part))?;
+        self.remember_time(&binding, base, options)?;
         match binding.state {
             State::CommitBegun if !options.read_only => self.set_state(State::Bound)?,
-            State::Copying => {
-                let why = "a commit in place was interrupted; run it again to finish it";
-                let why = std::io::Error::new(ErrorKind::ReadOnlyFilesystem, why);
-                self.unwritable = Some(Error::io(self.name.clone(), why));
-            }
+            State::Copying => self.unwritable = Some(self.interrupted()),
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// A base that is the same at another time was hashed whole to know that: once is enough.
+    fn remember_time(&self, binding: &Binding, base: &Base, options: &Options) -> Result<()> {
+        let (_, modified) = binding::stat(&base.path)?;
+        let proven = binding.state == State::BoundHashed && !options.force && !options.read_only;
+        if proven && modified != binding.mtime {
+            self.set_field(binding::MTIME_AT, &modified.to_be_bytes())?;
+            if let Some(binding) = &mut *self.binding.lock().unwrap_or_else(PoisonError::into_inner) {
+                binding.mtime = modified;
+            }
         }
         Ok(())
     }
@@ -366,6 +376,16 @@ impl Overlay {
             tables.refcounts.free_all_but(&references);
         }
         Ok(())
+    }
+
+    fn interrupted(&self) -> Error {
+        let why = "a commit in place was interrupted; run it again to finish it";
+        Error::io(self.name.clone(), std::io::Error::new(ErrorKind::ReadOnlyFilesystem, why))
+    }
+
+    /// Why nothing can be written to it, though it can be read.
+    pub fn unwritable(&self) -> Option<&Error> {
+        self.unwritable.as_ref()
     }
 
     /// The device below, untouched.

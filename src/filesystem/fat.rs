@@ -28,6 +28,7 @@ mod directory;
 mod entry;
 mod free;
 mod geometry;
+mod legacy;
 mod name;
 mod rename;
 mod rows;
@@ -100,8 +101,6 @@ struct Fat {
     free: Mutex<Option<u32>>,
     /// Times of last write that are not in their entries yet, of files written to in place.
     touched: Mutex<HashMap<NodeId, Stamp>>,
-    /// How often each node is open.
-    open: Mutex<HashMap<NodeId, u64>>,
     /// What differs from the disk. Held shared by all that reads, so that no cluster changes its
     /// owner meanwhile; on a read-only volume no one ever waits for it.
     state: RwLock<State>,
@@ -114,6 +113,8 @@ struct Claim {
     node: NodeId,
     /// First cluster of the directory that has the entry, 0 for the root.
     parent: u32,
+    /// Short name in the entry.
+    short: [u8; 11],
 }
 
 impl Fat {
@@ -130,7 +131,7 @@ impl Fat {
         }
         let mut claims = HashMap::new();
         if let Root::Chain(first) = geometry.root {
-            claims.insert(first, Claim { node: ROOT, parent: 0 });
+            claims.insert(first, Claim { node: ROOT, parent: 0, short: [0; 11] });
         }
         let geometry = Arc::new(geometry);
         let fat = Self {
@@ -147,7 +148,6 @@ impl Fat {
             hasher: Hasher::default(),
             free: Mutex::new(None),
             touched: Mutex::new(HashMap::new()),
-            open: Mutex::new(HashMap::new()),
             state: RwLock::new(State::default()),
         };
         Ok(fat)
@@ -180,18 +180,17 @@ impl Fat {
         if let Some(orphan) = state.orphans.get(&node) {
             return Ok(*orphan);
         }
-        if node == ROOT || state.nodes.is_gone(node) {
+        if node == ROOT {
             return Err(Error::NotFound);
         }
-        let at = state.nodes.position(node);
+        let at = state.nodes.find(node).ok_or(Error::Stale)?;
         let mut slot = [0; SLOT];
         match self.read_metadata(state, &mut slot, at) {
             Err(Error::PastEnd { .. }) => return Err(Error::NotFound),
             other => other?,
         }
-        let held = state.nodes.at(at) == node && !state.removed.contains_key(&at);
-        if matches!(slot, [0 | entry::FREED, ..]) || !held {
-            return Err(Error::NotFound);
+        if matches!(slot, [0 | entry::FREED, ..]) || state.removed.contains_key(&at) {
+            return Err(Error::Stale);
         }
         let entry = Entry::parse(&slot, at, self.geometry.width)?;
         if entry.attributes & 0x3f == LONG { Err(Error::NotFound) } else { Ok(entry) }
@@ -291,8 +290,8 @@ impl Fat {
         };
         let (directory, children) = decoder.finish(damage);
         let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
-        for (cluster, node) in children {
-            claims.entry(cluster).or_insert(Claim { node, parent: key });
+        for (cluster, node, short) in children {
+            claims.entry(cluster).or_insert(Claim { node, parent: key, short });
         }
         Ok(directory)
     }

@@ -7,17 +7,111 @@
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use super::{Escaped, Flat, Forest, NakedDisk, Planted, Synthetic, Target, grafted, unescaped};
+use super::{Escaped, Flat, Forest, NakedDisk, Planted, Synthetic, Target, Writers, grafted, unescaped};
 use crate::cache::lock;
 use crate::device::{BlockDevice, Extent};
 use crate::error::{Error, Result};
 use crate::filesystem::{
-    Attributes, Changes, EntrySink, FileSystem, FileSystemWrite, Kind, NewNode, NodeId, Summary, Timestamp,
+    Attributes, Changes, EntrySink, FileSystem, FileSystemWrite, Kind, Legacy, NewNode, NodeId, Summary, Timestamp,
 };
 
+/// How long one way of writing waits for the end of the other: a change takes a moment, and the kernel
+/// says that a file was closed some time after it was.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// How long until what cannot be waited for is looked at again.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// One change of a tree: while there is one, nobody opens the volume's flat bytes for writing.
+struct Change<'a>(&'a Planted);
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        self.0.leave_tree();
+    }
+}
+
 impl Planted {
+    /// Waits, for so long at the most, until nobody writes in the way that `others` counts.
+    fn wait_for(&self, patience: Duration, others: fn(&Writers) -> u64) -> MutexGuard<'_, Writers> {
+        let waited = self.ended.wait_timeout_while(lock(&self.state), patience, |state| others(state) > 0);
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// One more writes to the tree. [`Error::Busy`] while someone writes to its flat bytes;
+    /// [`Error::Stale`] when `seen`, the tree that a node was found in, is no longer the one that is there.
+    fn enter_tree(&self, seen: &Arc<dyn FileSystem>) -> Result<()> {
+        let mut state = self.wait_for(PATIENCE, |state| state.through_flat);
+        if state.through_flat > 0 {
+            drop(state);
+            log::warn!("refused: the flat file of this volume is open for writing");
+            return Err(Error::Busy);
+        }
+        state.through_tree = state.through_tree.saturating_add(1);
+        drop(state);
+        // Nobody replaces it from here on.
+        if Arc::ptr_eq(seen, &self.tree()) {
+            return Ok(());
+        }
+        self.leave_tree();
+        Err(Error::Stale)
+    }
+
+    fn leave_tree(&self) {
+        let mut state = lock(&self.state);
+        state.through_tree = state.through_tree.saturating_sub(1);
+        let last = state.through_tree == 0;
+        drop(state);
+        // Not for each write to a file that is open: waking costs a system call.
+        if last {
+            self.ended.notify_all();
+        }
+    }
+
+    /// One more writes to the flat bytes: the tree has come to rest.
+    fn enter_flat(&self, deadline: Instant) -> Result<()> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut state = self.wait_for(left, |state| state.through_tree);
+            if state.through_tree > 0 {
+                drop(state);
+                log::warn!("refused: a file of this volume is open for writing");
+                return Err(Error::Busy);
+            }
+            state.through_flat = state.through_flat.saturating_add(1);
+            drop(state);
+            let Err(error) = self.bring(|tree| tree.stand_aside()) else { return Ok(()) };
+            self.leave_flat();
+            if !matches!(error, Error::Busy) {
+                return Err(error);
+            }
+            if Instant::now() >= deadline {
+                log::warn!("refused: a removed file of this volume is still open");
+                return Err(error);
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn leave_flat(&self) {
+        let mut state = lock(&self.state);
+        state.through_flat = state.through_flat.saturating_sub(1);
+        drop(state);
+        self.ended.notify_all();
+    }
+
+    /// Has the tree write back what it keeps in memory, in one way or another.
+    fn bring(&self, back: fn(&dyn FileSystemWrite) -> Result<()>) -> Result<()> {
+        self.unsettled.store(false, Ordering::Release);
+        let brought = self.tree().writer().map_or(Ok(()), back);
+        if brought.is_err() {
+            self.unsettled.store(true, Ordering::Release);
+        }
+        brought
+    }
+
     /// The tree as it is now decoded.
     pub(super) fn tree(&self) -> Arc<dyn FileSystem> {
         self.tree.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -29,18 +123,21 @@ impl Planted {
 
     /// Makes what the tree keeps in memory readable from the device.
     fn settle(&self) -> Result<()> {
-        if self.unsettled.swap(false, Ordering::AcqRel)
-            && let Some(writer) = self.tree().writer()
-            && let Err(error) = writer.settle()
-        {
-            self.unsettled.store(true, Ordering::Release);
-            return Err(error);
-        }
-        Ok(())
+        if self.unsettled.load(Ordering::Acquire) { self.bring(|tree| tree.settle()) } else { Ok(()) }
     }
 
-    /// Decodes the volume anew, after its bytes were written to from outside.
-    fn reopen(&self) {
+    /// Decodes the volume anew, if its bytes were written to from outside. Says whether they were.
+    fn refresh(&self) -> bool {
+        let mut legacy = lock(&self.decoding);
+        // What is written from here on is for the next time.
+        let overwritten = self.overwritten.swap(false, Ordering::AcqRel);
+        if overwritten {
+            self.reopen(&mut legacy);
+        }
+        overwritten
+    }
+
+    fn reopen(&self, legacy: &mut Option<Legacy>) {
         let Some(reopen) = &self.reopen else { return };
         let tree = match reopen() {
             Ok(Some(tree)) => tree,
@@ -50,6 +147,11 @@ impl Planted {
                 Arc::new(Lost(error))
             }
         };
+        // What is no file system meanwhile may be one again.
+        *legacy = self.tree().writer().and_then(FileSystemWrite::legacy).or(legacy.take());
+        if let (Some(writer), Some(legacy)) = (tree.writer(), legacy) {
+            writer.inherit(legacy);
+        }
         *self.tree.write().unwrap_or_else(PoisonError::into_inner) = tree;
     }
 }
@@ -84,60 +186,52 @@ impl Forest {
     ) -> Result<T> {
         match self.target(node)? {
             Target::Tree(tree, number, own) => {
+                let writer = tree.writer().ok_or(Error::ReadOnly)?;
                 let planted = self.planted(number)?;
-                if lock(&planted.state).through_flat > 0 {
-                    log::warn!("refused: the flat file of this volume is open for writing");
-                    return Err(Error::Busy);
-                }
+                planted.enter_tree(&tree)?;
+                let _change = Change(planted);
+                let changed = change(writer, own, number);
+                // Not before: a reader of the flat file who came meanwhile has settled what there was then.
                 planted.unsettled.store(true, Ordering::Release);
-                change(tree.writer().ok_or(Error::ReadOnly)?, own, number)
+                changed
             }
             Target::Synthetic(_) => Err(Error::ReadOnly),
         }
     }
 
+    fn overlapping<'a>(&'a self, range: &'a Range<u64>) -> impl Iterator<Item = &'a Planted> {
+        self.trees.iter().filter(|planted| planted.overlaps(range))
+    }
+
     /// Opens a flat file for writing: every tree on its bytes comes to rest first.
     fn begin_flat(&self, range: &Range<u64>) -> Result<()> {
-        let mut begun: Vec<&Planted> = Vec::new();
-        for planted in self.trees.iter().filter(|planted| planted.overlaps(range)) {
-            let mut state = lock(&planted.state);
-            if state.through_tree > 0 {
-                drop(state);
-                log::warn!("refused: a file of this volume is open for writing");
-                for planted in begun {
-                    let mut state = lock(&planted.state);
-                    state.through_flat = state.through_flat.saturating_sub(1);
-                }
-                return Err(Error::Busy);
-            }
-            state.through_flat = state.through_flat.saturating_add(1);
-            drop(state);
-            begun.push(planted);
-        }
-        for planted in begun {
-            planted.unsettled.store(false, Ordering::Release);
-            if let Some(writer) = planted.tree().writer() {
-                writer.quiesce()?;
+        let now = Instant::now();
+        let deadline = now.checked_add(PATIENCE).unwrap_or(now);
+        for (count, planted) in self.overlapping(range).enumerate() {
+            if let Err(error) = planted.enter_flat(deadline) {
+                self.overlapping(range).take(count).for_each(Planted::leave_flat);
+                return Err(error);
             }
         }
         Ok(())
     }
 
-    fn end_flat(&self, range: &Range<u64>, over: bool) {
-        for planted in self.trees.iter().filter(|planted| planted.overlaps(range)) {
-            planted.reopen();
+    /// Says whether any tree had to be decoded anew.
+    fn end_flat(&self, range: &Range<u64>, over: bool) -> bool {
+        let mut changed = false;
+        for planted in self.overlapping(range) {
+            changed |= planted.refresh();
             if over {
-                let mut state = lock(&planted.state);
-                state.through_flat = state.through_flat.saturating_sub(1);
+                planted.leave_flat();
             }
         }
+        changed
     }
 
     /// Every writable device that the forest shows, flushed; trees first.
     fn flush_with(&self, tree: fn(&dyn FileSystemWrite) -> Result<()>) -> Result<()> {
         for planted in &self.trees {
-            planted.unsettled.store(false, Ordering::Release);
-            planted.tree().writer().map_or(Ok(()), tree)?;
+            planted.bring(tree)?;
         }
         for node in &self.synthetic {
             if let Synthetic::Flat(flat) = node
@@ -158,7 +252,10 @@ impl FileSystemWrite for Forest {
 
     fn write(&self, file: NodeId, buf: &[u8], offset: u64, now: Timestamp) -> Result<()> {
         if let Target::Synthetic(Synthetic::Flat(flat)) = self.target(file)? {
-            return flat.write(buf, offset);
+            let written = flat.write(buf, offset);
+            // Also what failed may have changed a part.
+            self.overlapping(&flat.range).for_each(|planted| planted.overwritten.store(true, Ordering::Release));
+            return written;
         }
         self.change(file, |writer, own, _| writer.write(own, buf, offset, now))
     }
@@ -217,29 +314,18 @@ impl FileSystemWrite for Forest {
             Target::Tree(tree, number, own) => {
                 let writer = tree.writer().ok_or(Error::ReadOnly)?;
                 let planted = self.planted(number)?;
-                let mut state = lock(&planted.state);
-                if state.through_flat > 0 {
-                    drop(state);
-                    log::warn!("refused: the flat file of this volume is open for writing");
-                    return Err(Error::Busy);
-                }
-                state.through_tree = state.through_tree.saturating_add(1);
-                drop(state);
-                writer.begin_writing(own)
+                planted.enter_tree(&tree)?;
+                writer.begin_writing(own).inspect_err(|_| planted.leave_tree())
             }
         }
     }
 
     fn end_writing(&self, node: NodeId, over: bool) -> bool {
         match self.target(node) {
-            Ok(Target::Synthetic(Synthetic::Flat(flat))) => {
-                self.end_flat(&flat.range, over);
-                true
-            }
+            Ok(Target::Synthetic(Synthetic::Flat(flat))) => self.end_flat(&flat.range, over),
             Ok(Target::Tree(_, number, _)) if over => {
                 if let Ok(planted) = self.planted(number) {
-                    let mut state = lock(&planted.state);
-                    state.through_tree = state.through_tree.saturating_sub(1);
+                    planted.leave_tree();
                 }
                 false
             }
@@ -378,5 +464,169 @@ impl FileSystem for Lost {
 
     fn summary(&self) -> Summary {
         Summary { variant: "unreadable".to_owned(), block_size: 512, ..Summary::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+    use std::sync::{Mutex, OnceLock, mpsc};
+
+    use super::*;
+    use crate::device::Device;
+    use crate::device::memory::Memory;
+    use crate::filesystem::DirEntry;
+    use crate::forest::Branch;
+
+    /// A tree with one directory whose changes take as long as the test wants, and whose rest can fail.
+    #[derive(Default)]
+    struct Slow {
+        begun: OnceLock<mpsc::SyncSender<()>>,
+        go_on: Mutex<Option<mpsc::Receiver<()>>>,
+        restless: AtomicU64,
+        settled: AtomicU64,
+    }
+
+    impl FileSystem for Slow {
+        fn root(&self) -> NodeId {
+            NodeId(1)
+        }
+        fn attributes(&self, _: NodeId) -> Result<Attributes> {
+            Ok(Attributes::new(Kind::Directory, 0))
+        }
+        fn read_dir(&self, _: NodeId, _: u64, emit: &mut EntrySink<'_>) -> Result<()> {
+            emit(DirEntry { node: NodeId(2), name: b"file".into(), kind: Kind::File, next: 1 });
+            Ok(())
+        }
+        fn read(&self, _: NodeId, _: &mut [u8], _: u64) -> Result<usize> {
+            Ok(0)
+        }
+        fn extent(&self, _: NodeId, _: u64) -> Result<Extent> {
+            Err(Error::Invalid)
+        }
+        fn summary(&self) -> Summary {
+            Summary::default()
+        }
+        fn writer(&self) -> Option<&dyn FileSystemWrite> {
+            Some(self)
+        }
+    }
+
+    impl FileSystemWrite for Slow {
+        fn create(&self, _: NodeId, _: &[u8], _: NewNode) -> Result<NodeId> {
+            Ok(NodeId(2))
+        }
+        fn write(&self, _: NodeId, _: &[u8], _: u64, _: Timestamp) -> Result<()> {
+            Ok(())
+        }
+        fn set_attributes(&self, _: NodeId, _: &Changes) -> Result<()> {
+            if let Some(begun) = self.begun.get() {
+                begun.send(()).unwrap();
+                lock(&self.go_on).as_ref().unwrap().recv().unwrap();
+            }
+            Ok(())
+        }
+        fn rename(&self, _: NodeId, _: &[u8], _: NodeId, _: &[u8], _: bool) -> Result<()> {
+            Ok(())
+        }
+        fn remove(&self, _: NodeId, _: &[u8], _: bool) -> Result<()> {
+            Ok(())
+        }
+        fn opened(&self, _: NodeId) {}
+        fn closed(&self, _: NodeId) {}
+        fn flush(&self) -> Result<()> {
+            self.settled.fetch_add(1, Ordering::AcqRel);
+            Ok(())
+        }
+        fn quiesce(&self) -> Result<()> {
+            match self.restless.load(Ordering::Acquire) {
+                0 => Ok(()),
+                _ => Err(Error::NoSpace),
+            }
+        }
+    }
+
+    /// A forest of one slow tree, its flat file, and a file in the tree.
+    fn slow() -> (Arc<Slow>, Arc<Forest>, NodeId, NodeId) {
+        let tree = Arc::new(Slow::default());
+        let device: Device = Arc::new(Memory::new(vec![0; 1000], 512));
+        let branch = Branch {
+            name: "disk".into(),
+            folder: "disk".into(),
+            offset: 0,
+            device,
+            tree: Some(tree.clone()),
+            reopen: Some(Arc::new(|| Ok(Some(Arc::new(Slow::default()))))),
+            label: None,
+            uuid: None,
+        };
+        let forest = Arc::new(Forest::new(&[branch], None, None));
+        let (flat, file) = (forest.find(b"disk.img").unwrap(), forest.find(b"disk/file").unwrap());
+        (tree, forest, flat, file)
+    }
+
+    #[test]
+    fn while_a_change_of_the_tree_takes_its_time_nobody_opens_the_flat_file_for_writing() {
+        let (tree, forest, flat, file) = slow();
+        let ((begun, has_begun), (go_on, goes_on)) = (mpsc::sync_channel(1), mpsc::channel());
+        tree.begun.set(begun).unwrap();
+        *lock(&tree.go_on) = Some(goes_on);
+        let changing = forest.clone();
+        let change = std::thread::spawn(move || changing.set_attributes(file, &Changes::default()));
+        has_begun.recv().unwrap();
+        assert!(matches!(forest.begin_writing(flat), Err(Error::Busy)));
+        go_on.send(()).unwrap();
+        change.join().unwrap().unwrap();
+        forest.begin_writing(flat).unwrap();
+        assert!(matches!(forest.remove(forest.find(b"disk").unwrap(), b"file", false), Err(Error::Busy)));
+        assert!(!forest.end_writing(flat, true), "nothing was written");
+        forest.remove(forest.find(b"disk").unwrap(), b"file", false).unwrap();
+    }
+
+    #[test]
+    fn what_a_change_leaves_in_memory_settles_though_the_flat_file_was_read_meanwhile() {
+        let (tree, forest, flat, file) = slow();
+        let ((begun, has_begun), (go_on, goes_on)) = (mpsc::sync_channel(1), mpsc::channel());
+        tree.begun.set(begun).unwrap();
+        *lock(&tree.go_on) = Some(goes_on);
+        let changing = forest.clone();
+        let change = std::thread::spawn(move || changing.set_attributes(file, &Changes::default()));
+        has_begun.recv().unwrap();
+        forest.read(flat, &mut [0; 10], 0).unwrap();
+        let before = tree.settled.load(Ordering::Acquire);
+        go_on.send(()).unwrap();
+        change.join().unwrap().unwrap();
+        forest.read(flat, &mut [0; 10], 0).unwrap();
+        assert_eq!(tree.settled.load(Ordering::Acquire), before + 1);
+        forest.read(flat, &mut [0; 10], 0).unwrap();
+        assert_eq!(tree.settled.load(Ordering::Acquire), before + 1, "nothing more is to be settled");
+    }
+
+    #[test]
+    fn a_change_waits_for_the_flat_file_and_is_told_when_the_tree_is_another_one_by_then() {
+        let (_, forest, flat, file) = slow();
+        for (written, expected) in [(false, "Ok(())"), (true, "Err(Stale)")] {
+            forest.begin_writing(flat).unwrap();
+            let changing = forest.clone();
+            let change = std::thread::spawn(move || changing.set_attributes(file, &Changes::default()));
+            std::thread::sleep(PATIENCE / 4);
+            if written {
+                forest.write(flat, b"bytes", 0, Timestamp::now()).unwrap();
+            }
+            assert_eq!(forest.end_writing(flat, true), written);
+            assert_eq!(format!("{:?}", change.join().unwrap()), expected);
+        }
+        forest.set_attributes(file, &Changes::default()).unwrap();
+    }
+
+    #[test]
+    fn a_tree_that_cannot_come_to_rest_refuses_the_flat_file_and_stays_writable() {
+        let (tree, forest, flat, file) = slow();
+        tree.restless.store(1, Ordering::Release);
+        assert!(matches!(forest.begin_writing(flat), Err(Error::NoSpace)));
+        forest.set_attributes(file, &Changes::default()).unwrap();
+        tree.restless.store(0, Ordering::Release);
+        forest.begin_writing(flat).unwrap();
+        forest.end_writing(flat, true);
     }
 }

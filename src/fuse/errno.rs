@@ -17,6 +17,7 @@ pub fn errno(error: &Error) -> Errno {
         Error::IsDirectory => Errno::EISDIR,
         Error::Invalid => Errno::EINVAL,
         Error::NoAttribute => Errno::ENODATA,
+        Error::NotAnAttribute => Errno::EOPNOTSUPP,
         Error::NoKey => Errno::from_i32(HostErrno::NOKEY.raw_os_error()),
         Error::ReadOnly => Errno::EROFS,
         Error::Exists => Errno::EEXIST,
@@ -27,6 +28,8 @@ pub fn errno(error: &Error) -> Errno {
         Error::CrossDevice => Errno::EXDEV,
         Error::NotPermitted => Errno::EPERM,
         Error::Busy => Errno::EBUSY,
+        // The kernel looks the name up again, and tells the caller only of what was open.
+        Error::Stale => Errno::from_i32(HostErrno::STALE.raw_os_error()),
     }
 }
 

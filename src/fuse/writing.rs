@@ -11,7 +11,7 @@ use fuser::{
     Errno, FileAttr, FileHandle, FopenFlags, INodeNo, Notifier, OpenAccMode, OpenFlags, RenameFlags, TimeOrNow,
 };
 
-use super::{Adapter, Answer, OTHER_SPELLING};
+use super::{Adapter, Answer, Known, OTHER_SPELLING};
 use crate::cache::lock;
 use crate::error::{Error, Result};
 use crate::filesystem::{Changes, FileSystemWrite, Kind, NewNode, NodeId, Timestamp};
@@ -52,7 +52,24 @@ impl Adapter {
         // Of bytes that can change through another node, the kernel keeps none.
         let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
         let shared = self.tree.is_shared(node) || ino.0 & OTHER_SPELLING != 0;
-        Ok((handle, if shared { direct } else { FopenFlags::FOPEN_KEEP_CACHE }))
+        let unasked = if writes(flags) { FopenFlags::empty() } else { FopenFlags::FOPEN_NOFLUSH };
+        Ok((handle, if shared { direct } else { self.kept(ino) | unasked }))
+    }
+
+    /// Whether the kernel may keep what it has of a node that it opens.
+    pub(super) fn kept(&self, ino: INodeNo) -> FopenFlags {
+        let epoch = self.epoch.load(Ordering::Acquire);
+        let before = lock(&self.known).get_mut(&ino.0).map(|known| std::mem::replace(&mut known.epoch, epoch));
+        if before == Some(epoch) { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
+    }
+
+    /// One of those who have a file open closes it: what was written to a flat file is in the trees
+    /// when close(2) returns.
+    pub(super) fn show(&self, ino: INodeNo) -> Answer<()> {
+        if self.change("flush", ino, |writer, node| Ok(writer.end_writing(node, false)))? {
+            self.forget_contents();
+        }
+        Ok(())
     }
 
     /// The end of what [`Adapter::begin`] began.
@@ -77,8 +94,10 @@ impl Adapter {
         Ok(())
     }
 
-    /// After a flat file was written to: the kernel's pages and attributes of every node are void.
+    /// After a flat file was written to: the kernel's pages and attributes of every node are void. Whoever
+    /// opens one from here on reads it anew; what is open already is forgotten a moment later.
     fn forget_contents(&self) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
         let Some(notifier) = self.notifier.get() else { return };
         // Not here: the kernel may wait for this very request before it lets go of a page.
         let forgetter = self.forgetter.get_or_init(|| {
@@ -185,7 +204,7 @@ impl Adapter {
 }
 
 /// Makes the kernel forget all nodes, each time that it is asked to; once for what was asked meanwhile.
-fn forget_when(asked: &mpsc::Receiver<()>, notifier: &Notifier, known: &Mutex<HashMap<u64, u64>>) {
+fn forget_when(asked: &mpsc::Receiver<()>, notifier: &Notifier, known: &Mutex<HashMap<u64, Known>>) {
     while asked.recv().is_ok() {
         while asked.try_recv().is_ok() {}
         let known: Vec<u64> = lock(known).keys().copied().collect();

@@ -285,7 +285,7 @@ impl Model {
                 if open {
                     self.orphans.push((node, bytes));
                 } else {
-                    assert!(matches!(fs.attributes(node), Err(Error::NotFound)), "a removed node is gone");
+                    assert!(matches!(fs.attributes(node), Err(Error::Stale)), "a removed node is gone");
                 }
             }
             88..92 => {
@@ -309,7 +309,7 @@ impl Model {
                 }
                 assert!(contents(fs.as_ref(), node).unwrap() == bytes);
                 w.closed(node);
-                assert!(matches!(fs.attributes(node), Err(Error::NotFound)));
+                assert!(matches!(fs.attributes(node), Err(Error::Stale)));
             }
             96..98 => w.flush().unwrap(),
             _ => {

@@ -452,6 +452,117 @@ fn what_is_written_to_a_flat_file_is_in_the_tree_after_close_and_after_fsync() {
     assert!(within(Duration::from_secs(2), || seen("kept").starts_with(b"in place")));
 }
 
+/// Writes a small file of this name to the volume, through its flat bytes.
+fn through_flat(scratch: &Scratch, flat: &Path, name: &str) {
+    let host = scratch.path("through-flat");
+    std::fs::write(&host, "written from outside").unwrap();
+    tool("mtools", "mcopy", &["-o", "-i", text(flat), text(&host), &format!("::{name}")]);
+}
+
+fn sync(folder: &Path) {
+    File::open(folder).unwrap().sync_all().unwrap();
+}
+
+#[test]
+fn what_is_open_stays_what_it_is_when_the_flat_file_was_written_to() {
+    let scratch = Scratch::new();
+    let image = floppy(&scratch);
+    let before = sha256(&image);
+    let mounted = Mounted::new(&image, &["-o", "rw"]);
+    let (disk, flat) = (mounted.path("disk"), mounted.path("disk.img"));
+    // Moved nodes, with others where they were.
+    std::fs::create_dir(disk.join("NEWDIR")).unwrap();
+    std::fs::write(disk.join("NEWDIR/junk"), "junk").unwrap();
+    std::fs::rename(disk.join("NEWDIR"), disk.join("my work folder")).unwrap();
+    std::fs::write(disk.join("A"), "contents of A").unwrap();
+    std::fs::rename(disk.join("A"), disk.join("A has another name")).unwrap();
+    sync(&disk);
+    std::fs::create_dir(disk.join("KEEP")).unwrap();
+    std::fs::write(disk.join("KEEP/thesis"), "thesis").unwrap();
+    std::fs::write(disk.join("B"), "CONTENTS OF B").unwrap();
+    std::fs::write(disk.join("DOOMED"), "removed from outside").unwrap();
+    sync(&disk);
+    let work = File::open(disk.join("my work folder")).unwrap();
+    let number = std::os::fd::AsRawFd::as_raw_fd(&work);
+    let folder = |name: &str| PathBuf::from(format!("/proc/self/fd/{number}/{name}"));
+    let (a, doomed) = (File::open(disk.join("A has another name")).unwrap(), File::open(disk.join("DOOMED")).unwrap());
+    tool("mtools", "mdel", &["-i", text(&flat), "::DOOMED"]);
+    through_flat(&scratch, &flat, "AFTER");
+    assert!(within(Duration::from_secs(2), || names(&disk).contains("AFTER") && !names(&disk).contains("DOOMED")));
+    assert_eq!(names(&folder(".")), set(["junk"]));
+    std::fs::remove_file(folder("junk")).unwrap();
+    assert_eq!(names(&disk.join("KEEP")), set(["thesis"]), "what was removed was in the other folder");
+    let read = |file: &File| {
+        let mut found = [0; 64];
+        file.read_at(&mut found, 0).map(|len| String::from_utf8_lossy(&found[..len]).into_owned())
+    };
+    assert!(within(Duration::from_secs(2), || read(&a).unwrap() == "contents of A"));
+    assert!(within(Duration::from_secs(2), || errno(read(&doomed)) == Some(Errno::STALE)), "not what took its place");
+    // How often a file is open is known on.
+    let again = File::open(disk.join("A has another name")).unwrap();
+    drop((a, doomed));
+    std::thread::sleep(Duration::from_millis(100));
+    std::fs::remove_file(disk.join("A has another name")).unwrap();
+    assert_eq!(read(&again).unwrap(), "contents of A");
+    drop((again, work, mounted));
+    assert_eq!(sha256(&image), before);
+    tool("dosfstools", "fsck.fat", &["-n", text(&converted(&overlay_of(&image), &scratch))]);
+}
+
+#[test]
+fn what_is_opened_after_the_flat_file_was_synced_or_closed_has_what_was_written_to_it() {
+    let scratch = Scratch::new();
+    let mounted = Mounted::new(&floppy(&scratch), &["-o", "rw"]);
+    let (disk, file) = (mounted.path("disk"), mounted.path("disk/file"));
+    std::fs::write(&file, [b'.'; 512]).unwrap();
+    sync(&disk);
+    let bytes = std::fs::read(mounted.path("disk.img")).unwrap();
+    let at = bytes.windows(512).position(|part| part == [b'.'; 512]).unwrap() as u64;
+    let entry = bytes.windows(11).position(|part| part == b"FILE       ").unwrap() as u64;
+    for round in 0..100u32 {
+        let letter = b'a' + u8::try_from(round % 20).unwrap();
+        let flat = open(&mounted.path("disk.img")).unwrap();
+        assert_eq!(names(&disk).len(), 1, "the kernel keeps the listing");
+        flat.write_all_at(&[letter; 512], at).unwrap();
+        flat.sync_all().unwrap();
+        assert!(std::fs::read(&file).unwrap() == [letter; 512], "round {round}: after fsync");
+        flat.write_all_at(&[letter + 1; 512], at).unwrap();
+        flat.write_all_at(&[letter - 32], entry + 3).unwrap();
+        drop(flat);
+        let renamed = format!("fil{}", letter as char);
+        assert_eq!(names(&disk), set([&renamed]), "round {round}: after close");
+        assert!(std::fs::read(disk.join(&renamed)).unwrap() == [letter + 1; 512], "round {round}: after close");
+        std::fs::rename(disk.join(&renamed), disk.join("fil_")).expect("no EBUSY after close");
+        std::fs::rename(disk.join("fil_"), &file).unwrap();
+        sync(&disk);
+    }
+}
+
+#[test]
+fn while_a_removed_file_is_open_the_flat_file_is_not_written_to() {
+    let scratch = Scratch::new();
+    let image = floppy(&scratch);
+    let before = sha256(&image);
+    let mounted = Mounted::new(&image, &["-o", "rw"]);
+    let (disk, flat) = (mounted.path("disk"), mounted.path("disk.img"));
+    let contents = pattern(100_000, 5);
+    std::fs::write(disk.join("o"), &contents).unwrap();
+    let mut removed = File::open(disk.join("o")).unwrap();
+    std::fs::remove_file(disk.join("o")).unwrap();
+    assert_eq!(errno(open(&flat)), Some(Errno::BUSY));
+    let mut found = Vec::new();
+    removed.read_to_end(&mut found).unwrap();
+    assert!(found == contents);
+    drop(removed);
+    through_flat(&scratch, &flat, "X");
+    assert!(within(Duration::from_secs(2), || names(&disk) == set(["X"])));
+    drop(mounted);
+    assert_eq!(sha256(&image), before);
+    let raw = converted(&overlay_of(&image), &scratch);
+    tool("dosfstools", "fsck.fat", &["-n", text(&raw)]);
+    assert_eq!(std::fs::read(&raw).unwrap()[37] & 1, 0, "nothing is left to be done");
+}
+
 #[test]
 fn a_volume_is_written_to_in_one_way_at_a_time_and_the_log_says_so() {
     let scratch = Scratch::new();
@@ -507,6 +618,38 @@ fn a_volume_formatted_through_its_flat_file_is_empty_and_garbage_is_an_error() {
         std::fs::write(tree.join("again"), "again").unwrap();
         assert_eq!(std::fs::read_to_string(tree.join("again")).unwrap(), "again");
     }
+}
+
+#[test]
+fn a_partition_that_is_gone_from_the_table_is_not_written_to_any_more() {
+    let scratch = Scratch::new();
+    let image = disk(&scratch, "dos");
+    let before = sha256(&image);
+    let mounted = Mounted::new(&image, &["-o", "rw"]);
+    let (p1, p2) = (mounted.path("p1"), mounted.path("p2"));
+    std::fs::write(p1.join("old"), "old").unwrap();
+    std::fs::write(p2.join("kept"), "kept").unwrap();
+    sync(&p1);
+    sync(&p2);
+    // Another partition begins within the first; the second stays as it is.
+    let flat = mounted.path("disk.img");
+    let mut table = Command::new("sfdisk");
+    table.args(["-q", "--force", "--no-reread", "--no-tell-kernel"]).arg(&flat);
+    let mut table = table.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let rows = b"label: dos\nstart=4096,size=14336,type=6\nstart=18432,size=26624,type=e\n";
+    table.stdin.take().unwrap().write_all(rows).unwrap();
+    assert!(table.wait().unwrap().success());
+    tool("dosfstools", "mkfs.fat", &["--offset", "4096", "-F", "12", text(&flat), "7168"]);
+    through_flat(&scratch, Path::new(&format!("{}@@2M", text(&flat))), "NEW");
+    assert_eq!(errno(std::fs::write(p1.join("filler"), pattern(3_000_000, 1))), Some(Errno::OPNOTSUPP));
+    assert_eq!(std::fs::read_to_string(p2.join("kept")).unwrap(), "kept");
+    std::fs::write(p2.join("more"), "more").unwrap();
+    drop(mounted);
+    assert_eq!(sha256(&image), before);
+    let mounted = Mounted::new(&image, &["-o", "rw"]);
+    assert_eq!(names(&mounted.path("p1")), set(["NEW"]));
+    assert_eq!(std::fs::read_to_string(mounted.path("p1/NEW")).unwrap(), "written from outside");
+    assert_eq!(names(&mounted.path("p2")), set(["kept", "more"]));
 }
 
 #[test]
@@ -566,7 +709,8 @@ fn a_rename_can_change_case_alone() {
     std::fs::rename(at("readme.txt"), at("ReadMe.TXT")).unwrap();
     std::fs::rename(at("Folder"), at("FOLDER")).unwrap();
     assert_eq!(names(&mounted.path("disk")), set(["FOLDER", "ReadMe.TXT"]));
-    tool("coreutils", "mv", &[text(&at("ReadMe.TXT")), text(&at("readme.txt"))]);
+    // Not by mv(1), which looks first and finds one file.
+    std::fs::rename(at("ReadMe.TXT"), at("readme.txt")).unwrap();
     assert_eq!(names(&mounted.path("disk")), set(["FOLDER", "readme.txt"]));
     // Whatever the spelling, it is one file.
     std::fs::write(at("README.TXT"), "more text").unwrap();
@@ -583,6 +727,60 @@ fn a_rename_can_change_case_alone() {
     drop((first, mounted));
     let expected = [("FOLDER", None), ("FOLDER/in it", Some(b"inside".to_vec()))];
     volume_holds(&overlay_of(&image), &expected.map(|(name, bytes)| (name.to_owned(), bytes)).into(), &scratch);
+}
+
+#[test]
+fn a_copy_of_a_file_onto_its_other_spelling_is_refused_and_leaves_it() {
+    let scratch = Scratch::new();
+    let mounted = Mounted::new(&floppy(&scratch), &["-o", "rw"]);
+    let at = |name: &str| mounted.path("disk").join(name);
+    for (name, other) in [("readme.txt", "README.TXT"), ("a long name.txt", "ALONGN~1.TXT")] {
+        std::fs::write(at(name), "what must not be lost").unwrap();
+        for program in ["cp", "install"] {
+            let copied = Command::new(program).args([at(name), at(other)]).output().unwrap();
+            let said = String::from_utf8(copied.stderr).unwrap();
+            assert!(!copied.status.success() && said.contains("are the same file"), "{program} {name}: {said}");
+        }
+        assert_eq!(std::fs::read_to_string(at(name)).unwrap(), "what must not be lost");
+        let number = |name: &str| std::fs::metadata(at(name)).unwrap().ino();
+        assert_eq!(number(name), number(other), "one file has one number");
+        assert_eq!(File::open(at(other)).unwrap().metadata().unwrap().ino(), number(name));
+    }
+    std::fs::rename(at("readme.txt"), at("ReadMe.txt")).unwrap();
+    assert_eq!(names(&mounted.path("disk")), set(["ReadMe.txt", "a long name.txt"]), "case alone can still change");
+}
+
+#[test]
+fn a_file_moves_to_another_volume_without_a_word_of_what_that_cannot_hold() {
+    let scratch = Scratch::new();
+    let mounted = Mounted::new(&disk(&scratch, "dos"), &["-o", "rw"]);
+    std::fs::write(mounted.path("p1/moved"), "moved").unwrap();
+    let set = |name: &str| rustix::fs::setxattr(mounted.path("p1/moved"), name, b"x", rustix::fs::XattrFlags::empty());
+    assert_eq!(set("user.fat.shortname"), Err(Errno::OPNOTSUPP));
+    assert_eq!(set("user.comment"), Err(Errno::OPNOTSUPP));
+    assert_eq!(set("user.fat.attributes"), Err(Errno::INVAL), "a value that is none");
+    let moved = Command::new("mv").args([mounted.path("p1/moved"), mounted.path("p2/")]).output().unwrap();
+    assert!(moved.status.success() && moved.stderr.is_empty(), "{}", String::from_utf8_lossy(&moved.stderr));
+    assert_eq!(std::fs::read_to_string(mounted.path("p2/moved")).unwrap(), "moved");
+}
+
+#[test]
+fn in_a_full_root_directory_a_file_replaces_another_of_any_spelling() {
+    let scratch = Scratch::new();
+    let image = floppy(&scratch);
+    let mounted = Mounted::new(&image, &["-o", "rw"]);
+    let at = |name: &str| mounted.path("disk").join(name);
+    for number in 1..=224 {
+        std::fs::write(at(&format!("F{number}")), format!("{number}")).unwrap();
+    }
+    assert_eq!(errno(std::fs::write(at("F225"), "")), Some(Errno::NOSPC));
+    std::fs::rename(at("F1"), at("f2")).unwrap();
+    std::fs::rename(at("F3"), at("F4")).unwrap();
+    assert_eq!(std::fs::read_to_string(at("F2")).unwrap(), "1");
+    assert_eq!(std::fs::read_to_string(at("F4")).unwrap(), "3");
+    assert_eq!(names(&mounted.path("disk")).len(), 222);
+    drop(mounted);
+    tool("dosfstools", "fsck.fat", &["-n", text(&converted(&overlay_of(&image), &scratch))]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::fat::{Scratch, Tree, by_mtools, converted, host_tree, mcopy, mkfs, pattern, tool, try_tool};
-use crate::program::{Untouched, imgfs, ok, run, sha256};
+use crate::program::{Untouched, imgfs, needs_root, ok, run, sha256};
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -46,6 +46,59 @@ fn number_after(listing: &str, label: &str) -> u64 {
     let word = rest.trim_start_matches([':', ' ', '=']).split_whitespace().next().unwrap();
     let (digits, radix) = word.strip_prefix("0x").map_or((word, 10), |hex| (hex, 16));
     u64::from_str_radix(digits, radix).unwrap()
+}
+
+#[test]
+fn an_overlay_that_is_read_as_an_image_wants_its_own_base_and_has_its_size() {
+    let scratch = Scratch::new();
+    let image = floppy(&scratch);
+    // A base whose size is no multiple of a sector.
+    File::options().append(true).open(&image).unwrap().set_len(1_474_660).unwrap();
+    let file = scratch.path("h");
+    std::fs::write(&file, "h").unwrap();
+    ok(&["cp", text(&file), &format!("{}:/files/", text(&image))]);
+    let overlay = overlay_of(&image);
+    let flat = format!("{}:/disk.img", text(&overlay));
+    assert_eq!(imgfs().args(["cat", &flat]).output().unwrap().stdout.len(), 1_474_660);
+    assert!(ok(&["ls", &format!("{}:/files", text(&overlay))]).contains("h\n"));
+    let before = std::fs::metadata(&image).unwrap().modified().unwrap();
+    let base = File::options().write(true).open(&image).unwrap();
+    base.write_all_at(b"WRONG", 20_000).unwrap();
+    base.set_modified(before).unwrap();
+    let changed = sha256(&image);
+    let why = "is not this overlay's base, or was changed since the overlay was made";
+    for args in [["cat", flat.as_str()], ["ls", &flat], ["info", text(&overlay)]] {
+        refused(&args, why);
+    }
+    let verified = run(&["verify", text(&overlay)]);
+    assert!(verified.code != Some(0) && verified.err.contains(why), "{}", verified.err);
+    assert_eq!(sha256(&image), changed);
+}
+
+#[test]
+fn a_commit_in_place_that_runs_out_of_room_says_what_is_left_to_do_as_root() {
+    needs_root();
+    let scratch = Scratch::new();
+    let (small, contents) = (scratch.path("small"), pattern(3 << 20, 9));
+    std::fs::create_dir(&small).unwrap();
+    tool("mount", "mount", &["-t", "tmpfs", "-o", "size=2M", "none", text(&small)]);
+    let (image, whole) = (small.join("a.img"), scratch.path("whole.img"));
+    mkfs(&whole, 20 * 1024, "-F 16");
+    tool("coreutils", "cp", &["--sparse=always", text(&whole), text(&image)]);
+    let (file, overlay) = (scratch.path("file"), scratch.path("o.q"));
+    std::fs::write(&file, &contents).unwrap();
+    ok(&["cp", "--overlay", text(&overlay), text(&file), &format!("{}:/files/r", text(&image))]);
+    let committing = ["commit", text(&overlay), "--in-place", "--base", text(&image)];
+    refused(&committing, "the image is half written, and all changes are still in");
+    let patch = scratch.path("patch");
+    for args in [vec!["export", text(&overlay), "--patch", text(&patch)], vec!["diff", text(&overlay)]] {
+        refused(&[args, vec!["--base", text(&image)]].concat(), "run it again to finish it");
+    }
+    assert!(!patch.exists());
+    tool("mount", "mount", &["-o", "remount,size=40M", text(&small)]);
+    ok(&committing);
+    assert!(imgfs().args(["cat", &format!("{}:/files/r", text(&image))]).output().unwrap().stdout == contents);
+    tool("mount", "umount", &[text(&small)]);
 }
 
 #[test]

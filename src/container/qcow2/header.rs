@@ -3,6 +3,7 @@
 use super::{FORMAT, L1, Layout};
 use crate::bytes::Record;
 use crate::container::Opened;
+use crate::device::overlay::EXTENSION;
 use crate::device::{BlockDevice, read_vec};
 use crate::error::{Error, Result};
 use crate::text::{printable, trim_padding};
@@ -32,6 +33,8 @@ pub(super) struct Header {
     pub(super) backing: Option<Vec<u8>>,
     pub(super) backing_format: Option<Vec<u8>>,
     pub(super) data_file: Option<Vec<u8>>,
+    /// What one of our own overlays remembers of its base.
+    pub(super) binding: Option<Vec<u8>>,
     dirty: bool,
     lazy_refcounts: bool,
     bitmaps: bool,
@@ -85,6 +88,7 @@ impl Header {
             backing: backing_name(device, record)?,
             backing_format: extensions.backing_format,
             data_file: extensions.data_file.filter(|_| external),
+            binding: extensions.binding,
             dirty: incompatible & DIRTY != 0,
             lazy_refcounts: compatible & LAZY_REFCOUNTS != 0,
             bitmaps: extensions.bitmaps,
@@ -179,6 +183,7 @@ fn backing_name(device: &dyn BlockDevice, record: Record<'_>) -> Result<Option<V
 struct Extensions {
     backing_format: Option<Vec<u8>>,
     data_file: Option<Vec<u8>>,
+    binding: Option<Vec<u8>>,
     /// Names of incompatible features: bit, name.
     features: Vec<(u8, Vec<u8>)>,
     bitmaps: bool,
@@ -204,6 +209,7 @@ impl Extensions {
                 0xe279_2aca => found.backing_format = Some(data.to_vec()),
                 0x4441_5441 => found.data_file = Some(data.to_vec()),
                 0x2385_2875 => found.bitmaps = true,
+                EXTENSION => found.binding = Some(data.to_vec()),
                 0x6803_f857 => {
                     let (rows, _) = data.as_chunks::<48>();
                     let incompatible = rows.iter().filter_map(|row| row.split_first_chunk::<2>());

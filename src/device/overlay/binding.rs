@@ -29,9 +29,14 @@ pub(super) const MTIME_AT: u64 = 24;
 pub(super) const SAMPLES_AT: u64 = 40;
 pub(super) const FULL_AT: u64 = 72;
 
+/// The header extension of qcow2 that has the binding.
+pub const EXTENSION: u32 = u32::from_be_bytes(*b"imgf");
 const VERSION: u8 = 1;
 /// A disk up to this size is hashed whole: 10 ms.
 const HASHED_WHOLE: u64 = 4 << 20;
+/// The whole of a disk up to this size is hashed when the overlay is made, beside its samples: some tenths of
+/// a second, once. Then a copy of the base, whose time is another, can be told from another disk.
+const HASHED_AT_FIRST: u64 = 64 << 20;
 const EDGE: u64 = 64 << 10;
 const SPREAD: u64 = 32;
 const SPREAD_LEN: u64 = 4 << 10;
@@ -107,17 +112,22 @@ impl Binding {
         let (file_size, mtime) = stat(&base.path)?;
         let disk = base.disk.as_ref();
         let samples = sample(disk, &mut |_, _| Ok(()))?;
-        let whole = disk.size() <= HASHED_WHOLE;
+        let full = match disk.size() {
+            0..=HASHED_WHOLE => Some(samples),
+            // What cannot be read in full has no hash.
+            0..=HASHED_AT_FIRST => hash_disk(disk, &mut |_, _| {}).ok(),
+            _ => None,
+        };
         let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Ok(Self {
-            state: if whole { State::BoundHashed } else { State::Bound },
+            state: if full.is_some() { State::BoundHashed } else { State::Bound },
             sector_size: disk.sector_size(),
             file_size,
             disk_size: disk.size(),
             mtime,
             created: i64::try_from(created).unwrap_or(i64::MAX),
             samples,
-            full: if whole { samples } else { [0; 32] },
+            full: full.unwrap_or_default(),
             format: base.format.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         })
@@ -128,7 +138,8 @@ impl Binding {
         (self.state == State::BoundHashed).then_some(self.full)
     }
 
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self> {
+    /// The bytes of the header extension [`EXTENSION`].
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
         let record = Record::new(OVERLAY, "binding", 0, bytes);
         if record.u8(0)? != VERSION {
             return Err(Error::unsupported(OVERLAY, format!("version {} of the binding", record.u8(0)?)));
@@ -177,11 +188,29 @@ impl Binding {
         path: &Path,
         covered: &mut dyn FnMut(u64, &mut [u8]) -> Result<()>,
     ) -> Result<()> {
-        let refused = |why: String| {
-            let source = std::io::Error::new(std::io::ErrorKind::InvalidData, why);
-            Err(Error::io(path.display().to_string(), source))
-        };
-        let (file_size, mtime) = stat(path)?;
+        let hint = "; --force-base takes it all the same";
+        self.compare(disk, (&path.display().to_string(), hint), Some(stat(path)?), covered)
+    }
+
+    /// The same for whoever reads the overlay as an image of its own; `file` is the base's host file, where
+    /// that is known. What an interrupted commit or discard left is refused.
+    pub fn verify_to_read(&self, disk: &dyn BlockDevice, name: &str, file: Option<&std::fs::Metadata>) -> Result<()> {
+        if matches!(self.state, State::Copying | State::Discarding) {
+            let why = "a commit in place or a discard of the overlay was interrupted; run it again to finish it";
+            return Err(Error::io(name, std::io::Error::new(std::io::ErrorKind::InvalidData, why)));
+        }
+        self.compare(disk, (name, ""), file.map(facts), &mut |_, _| Ok(()))
+    }
+
+    fn compare(
+        &self,
+        disk: &dyn BlockDevice,
+        (name, hint): (&str, &str),
+        file: Option<(u64, i64)>,
+        covered: &mut dyn FnMut(u64, &mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        let refused = |why: String| Err(Error::io(name, std::io::Error::new(std::io::ErrorKind::InvalidData, why)));
+        let (file_size, mtime) = file.unwrap_or((self.file_size, self.mtime));
         if file_size != self.file_size {
             let was = self.file_size;
             return refused(format!("it is not this overlay's base: it has {file_size} bytes, the base had {was}"));
@@ -198,21 +227,25 @@ impl Binding {
                 "it is not the base that an interrupted commit was writing to: the contents differ".to_owned(),
             );
         }
-        let changed = "it is not this overlay's base, or was changed since the overlay was made: the contents differ";
+        let changed = || {
+            refused(format!(
+                "it is not this overlay's base, or was changed since the overlay was made: the contents differ{hint}"
+            ))
+        };
         if sample(disk, &mut |_, _| Ok(()))? != self.samples {
-            return refused(changed.to_owned());
+            return changed();
         }
         if mtime == self.mtime || disk.size() <= HASHED_WHOLE {
             return Ok(());
         }
         match self.full_hash() {
             Some(full) if hash_disk(disk, &mut |_, _| {})? == full => {
-                log::info!("{}: modified since the overlay was made, but the contents are the same", path.display());
+                log::info!("{name}: modified since the overlay was made, but the contents are the same");
                 Ok(())
             }
-            Some(_) => refused(changed.to_owned()),
+            Some(_) => changed(),
             None => refused(format!(
-                "it was changed since the overlay was made: it was modified at {}, the base at {}",
+                "it was changed since the overlay was made: it was modified at {}, the base at {}{hint}",
                 date(mtime),
                 date(self.mtime)
             )),
@@ -223,9 +256,12 @@ impl Binding {
 /// Size and modification time in nanoseconds of the base's file.
 pub(super) fn stat(path: &Path) -> Result<(u64, i64)> {
     let io = |error| host(&path.display().to_string(), error);
-    let metadata = std::fs::metadata(path).map_err(io)?;
+    Ok(facts(&std::fs::metadata(path).map_err(io)?))
+}
+
+fn facts(metadata: &std::fs::Metadata) -> (u64, i64) {
     let mtime = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
-    Ok((metadata.len(), mtime))
+    (metadata.len(), mtime)
 }
 
 /// As `2026-11-22 06:15:04.25 UTC`.

@@ -22,7 +22,7 @@ const EXTENSION_END: u32 = 0;
 const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
 const EXTENSION_BITMAPS: u32 = 0x2385_2875;
 /// Ours: "imgf".
-const EXTENSION_BINDING: u32 = u32::from_be_bytes(*b"imgf");
+const EXTENSION_BINDING: u32 = super::binding::EXTENSION;
 /// The header that qemu writes since 5.1.
 const HEADER_LEN: usize = 112;
 /// qemu's own limits on the size of the two top tables, bytes.

@@ -15,7 +15,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use sha2::{Digest, Sha256};
 
 use super::store::host;
-use super::{Hash, Overlay};
+use super::{Hash, Overlay, State};
 use crate::bytes::Record;
 use crate::device::BlockDevice;
 use crate::error::{Error, Result};
@@ -59,8 +59,18 @@ impl Hashed<'_> {
 }
 
 impl Overlay {
+    /// Whether there is a base to compare with: while a commit in place is unfinished it is neither the old
+    /// nor the new one.
+    pub fn check_comparable(&self) -> Result<()> {
+        match self.binding() {
+            Some(binding) if binding.state == State::Copying => Err(self.interrupted()),
+            _ => Ok(()),
+        }
+    }
+
     /// Runs of sectors that really differ from the base, ascending, at most 1 MiB each.
     pub fn for_each_difference(&self, visit: OnDifference<'_>) -> Result<()> {
+        self.check_comparable()?;
         let sector = usize::try_from(self.sector_size()).unwrap_or(512).max(1);
         for run in self.changed_runs() {
             let (start, len) = run?;
@@ -89,6 +99,7 @@ impl Overlay {
 
     /// Writes what differs from the base as a patch.
     pub fn export_patch(&self, out: &mut dyn Write) -> Result<PatchSummary> {
+        self.check_comparable()?;
         let mut out = Hashed { out, hash: Sha256::new() };
         let mut summary = PatchSummary::default();
         out.write(MAGIC)?;

@@ -102,7 +102,7 @@ impl Fat {
                     }
                     self.put_entry(state, node, entry)?;
                 }
-                Err(Error::NotFound) => {}
+                Err(Error::NotFound | Error::Stale) => {}
                 Err(error) => return Err(error),
             }
         }

@@ -148,9 +148,12 @@ pub(super) struct Decoder<'a> {
     /// 8.3 entries and pieces that are removed already, but not yet on the disk.
     removed: &'a HashMap<u64, Removal>,
     long: Option<LongName>,
-    /// First cluster of each directory in it, with its node.
-    pub children: Vec<(u32, NodeId)>,
+    /// First cluster of each directory in it, with its node and short name.
+    pub children: Vec<Child>,
 }
+
+/// A directory in a directory: its first cluster, its node, its short name.
+type Child = (u32, NodeId, [u8; 11]);
 
 /// A long name of which some pieces were seen.
 struct LongName {
@@ -218,7 +221,7 @@ impl<'a> Decoder<'a> {
         let (name, first) = found.unwrap_or_else(|| (self.directory.page.short_name(&entry.short, entry.case), slot));
         let node = (self.node)(at);
         if entry.is_directory() {
-            self.children.push((entry.cluster, node));
+            self.children.push((entry.cluster, node, entry.short));
         }
         let row =
             Row { name: name.into_boxed_slice(), short: entry.short, first, node, directory: entry.is_directory() };
@@ -247,7 +250,7 @@ impl<'a> Decoder<'a> {
     }
 
     /// The directory; `damage` is why there may be more of it.
-    pub fn finish(self, damage: Option<Error>) -> (Directory, Vec<(u32, NodeId)>) {
+    pub fn finish(self, damage: Option<Error>) -> (Directory, Vec<Child>) {
         let mut directory = self.directory;
         let unused = directory.capacity.saturating_sub(directory.end);
         directory.free.release(directory.end, unused);

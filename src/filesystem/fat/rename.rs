@@ -74,17 +74,21 @@ impl Fat {
                 self.replace_entry(state, &source, target, &mut entry)?;
             }
             None if source.key == new_key && self.rewrite(state, &source, new_name, &mut entry, false)? => {}
-            _ => match self.move_entry(state, &source, target.as_ref(), new_key, new_name, &mut entry) {
-                // In a full root directory there is no room but its own.
-                Err(Error::NoSpace)
-                    if target.is_none()
-                        && source.key == new_key
-                        && self.rewrite(state, &source, new_name, &mut entry, true)? => {}
-                other => other?,
+            _ => match (self.move_entry(state, &source, target.as_ref(), new_key, new_name, &mut entry), &target) {
+                // In a full root directory there is no room but its own, or that of what it replaces, which
+                // keeps its spelling then.
+                (Err(Error::NoSpace), Some(target)) => self.replace_entry(state, &source, target, &mut entry)?,
+                (Err(Error::NoSpace), None)
+                    if source.key == new_key && self.rewrite(state, &source, new_name, &mut entry, true)? => {}
+                (other, _) => other?,
             },
         }
-        if source.row.directory && source.key != new_key {
-            self.reparent(state, &entry, node, new_key)?;
+        if source.row.directory {
+            let claim = Claim { node, parent: new_key, short: entry.short };
+            self.claims.lock().unwrap_or_else(PoisonError::into_inner).insert(entry.cluster, claim);
+            if source.key != new_key {
+                self.reparent(state, &entry, new_key)?;
+            }
         }
         let now = now();
         self.touch_directory(state, dir, now);
@@ -175,10 +179,7 @@ impl Fat {
     }
 
     /// A directory has another parent: its `..` says so.
-    fn reparent(&self, state: &mut State, entry: &Entry, node: NodeId, parent: u32) -> Result<()> {
-        let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
-        claims.insert(entry.cluster, Claim { node, parent });
-        drop(claims);
+    fn reparent(&self, state: &mut State, entry: &Entry, parent: u32) -> Result<()> {
         let Some(at) = self.geometry.cluster_offset(entry.cluster).map(|at| at.saturating_add(SLOT as u64)) else {
             return Ok(());
         };

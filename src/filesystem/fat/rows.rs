@@ -13,6 +13,7 @@ use super::table::Chain;
 use super::time::Stamp;
 use super::write::now;
 use super::{Claim, Fat};
+use crate::cache::lock;
 use crate::error::{Error, Result};
 use crate::filesystem::{Kind, NewNode, NodeId};
 
@@ -219,7 +220,7 @@ impl Fat {
             self.directories.remove(&entry.cluster);
             self.claims.lock().unwrap_or_else(PoisonError::into_inner).remove(&entry.cluster);
         }
-        if self.open.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&node) {
+        if lock(&state.open).contains_key(&node) {
             state.orphans.insert(node, entry);
             return Ok(());
         }
@@ -286,7 +287,7 @@ impl Fat {
         let node = state.nodes.assign(self.slot_position(state, key, slot)?);
         if directory {
             let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
-            claims.insert(entry.cluster, Claim { node, parent: key });
+            claims.insert(entry.cluster, Claim { node, parent: key, short });
         }
         self.insert_row(state, key, slot, Row { name: name.into(), short, first, node, directory })?;
         self.touch_directory(state, dir, new.now);

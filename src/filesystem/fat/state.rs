@@ -1,9 +1,11 @@
 //! What differs from the disk: changes that are not written back yet, and nodes that moved.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::entry::{Entry, SLOT};
 use super::free::FreeMap;
+use super::legacy::Opened;
 use super::table::Changes;
 use crate::filesystem::NodeId;
 
@@ -25,6 +27,8 @@ pub(super) struct State {
     pub freed: Vec<(u32, u32)>,
     /// Nodes whose number is not their position.
     pub nodes: Nodes,
+    /// What is open: shared with every tree that was decoded from these bytes.
+    pub open: Arc<Mutex<HashMap<NodeId, Opened>>>,
     /// Removed nodes that are still open, with their last entry.
     pub orphans: HashMap<NodeId, Entry>,
     /// Which clusters are free, once something was allocated.
@@ -90,9 +94,12 @@ impl State {
     }
 }
 
-/// The numbers of nodes that were moved since the volume was opened.
+/// The numbers of nodes that are not the positions of their entries.
 #[derive(Default)]
-pub(super) struct Nodes {
+pub(super) struct Nodes(RwLock<Numbers>);
+
+#[derive(Default, Clone)]
+struct Numbers {
     /// Position of the entry, by number.
     positions: HashMap<NodeId, u64>,
     /// Number, by the position of the entry.
@@ -107,47 +114,109 @@ pub(super) struct Nodes {
 /// Numbers from here on are not positions: no FAT volume is that large.
 const FRESH: u64 = 1 << 55;
 
-impl Nodes {
-    /// Whether the number was a node's that was removed. What is at its position now is another
-    /// node, or no directory at all.
-    pub fn is_gone(&self, node: NodeId) -> bool {
-        !self.positions.contains_key(&node) && (node.0 >= FRESH || self.retired.contains(&node.0))
+impl Numbers {
+    /// The node whose 8.3 entry is at this byte position; `None` when it has no number yet.
+    fn at(&self, position: u64) -> Option<NodeId> {
+        let own = || Some(NodeId(position)).filter(|_| !self.retired.contains(&position));
+        self.numbers.get(&position).copied().or_else(own)
     }
 
-    /// Byte position of a node's 8.3 entry.
-    pub fn position(&self, node: NodeId) -> u64 {
-        self.positions.get(&node).copied().unwrap_or(node.0)
+    fn place(&mut self, node: NodeId, position: u64) {
+        self.positions.insert(node, position);
+        self.numbers.insert(position, node);
     }
 
-    /// The node whose 8.3 entry is at this byte position.
-    pub fn at(&self, position: u64) -> NodeId {
-        self.numbers.get(&position).copied().unwrap_or(NodeId(position))
-    }
-
-    /// The number of a new node whose entry is at this position.
-    pub fn assign(&mut self, position: u64) -> NodeId {
-        if !self.retired.contains(&position) {
-            return NodeId(position);
+    fn renumber(&mut self, position: u64) -> NodeId {
+        if let Some(before) = self.numbers.remove(&position) {
+            self.positions.remove(&before);
         }
         let node = NodeId(FRESH.saturating_add(self.fresh));
         self.fresh = self.fresh.saturating_add(1);
-        self.positions.insert(node, position);
-        self.numbers.insert(position, node);
+        self.place(node, position);
         node
     }
 
-    /// A node's entry is gone.
-    pub fn retire(&mut self, node: NodeId) {
-        let position = self.position(node);
-        self.retired.insert(position);
-        self.positions.remove(&node);
+    fn retire(&mut self, node: NodeId) {
+        let position = self.positions.remove(&node).unwrap_or(node.0);
         self.numbers.remove(&position);
+        self.retired.insert(position);
+    }
+}
+
+impl Nodes {
+    fn known(&self) -> RwLockReadGuard<'_, Numbers> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changing(&self) -> RwLockWriteGuard<'_, Numbers> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Byte position of a node's 8.3 entry; `None` when the number was a node's that is gone. What is
+    /// at its position now is another node, or no directory at all.
+    pub fn find(&self, node: NodeId) -> Option<u64> {
+        let known = self.known();
+        match known.positions.get(&node) {
+            Some(position) => Some(*position),
+            None if node.0 >= FRESH => None,
+            None => Some(node.0).filter(|position| known.at(*position) == Some(node)),
+        }
+    }
+
+    /// Byte position of a node's 8.3 entry, for a node that is there.
+    pub fn position(&self, node: NodeId) -> u64 {
+        self.known().positions.get(&node).copied().unwrap_or(node.0)
+    }
+
+    /// The node whose 8.3 entry is at this byte position. One that others stored there, where once
+    /// another node was, gets a number of its own.
+    pub fn at(&self, position: u64) -> NodeId {
+        let known = self.known().at(position);
+        known.unwrap_or_else(|| {
+            let mut changing = self.changing();
+            let meanwhile = changing.at(position);
+            meanwhile.unwrap_or_else(|| changing.renumber(position))
+        })
+    }
+
+    /// The number of a new node whose entry is at this position.
+    pub fn assign(&self, position: u64) -> NodeId {
+        let mut changing = self.changing();
+        if changing.retired.contains(&position) { changing.renumber(position) } else { NodeId(position) }
+    }
+
+    /// A node's entry is gone.
+    pub fn retire(&self, node: NodeId) {
+        self.changing().retire(node);
     }
 
     /// A node's entry is somewhere else now.
-    pub fn relocate(&mut self, node: NodeId, position: u64) {
-        self.retire(node);
-        self.positions.insert(node, position);
-        self.numbers.insert(position, node);
+    pub fn relocate(&self, node: NodeId, position: u64) {
+        let mut changing = self.changing();
+        changing.retire(node);
+        changing.place(node, position);
+    }
+
+    /// What the tree knows that is decoded next: which numbers were ever given out, and of the nodes those
+    /// that are `kept`, which are where they were. The numbers of those that are `lost` mean nothing more.
+    pub fn heirs(&self, kept: &[NodeId], lost: &[NodeId]) -> Self {
+        let known = self.known();
+        let (retired, fresh) = (known.retired.clone(), known.fresh);
+        let mut heirs = Numbers { retired, fresh, ..Numbers::default() };
+        for node in lost {
+            heirs.retired.insert(known.positions.get(node).copied().unwrap_or(node.0));
+        }
+        for node in kept {
+            if let Some(position) = known.positions.get(node) {
+                heirs.place(*node, *position);
+            }
+        }
+        Self(RwLock::new(heirs))
+    }
+}
+
+impl Clone for Nodes {
+    fn clone(&self) -> Self {
+        Self(RwLock::new(self.known().clone()))
     }
 }

@@ -5,12 +5,14 @@ use std::sync::{PoisonError, RwLockWriteGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::entry::{ARCHIVE, Entry, READ_ONLY};
+use super::legacy::Seen;
 use super::state::State;
 use super::table::Chain;
 use super::time::Stamp;
 use super::{Fat, ROOT};
+use crate::cache::lock;
 use crate::error::{Error, Result};
-use crate::filesystem::{Changes, FileSystemWrite, Kind, NewNode, NodeId, Timestamp};
+use crate::filesystem::{Changes, FileSystemWrite, Kind, Legacy, NewNode, NodeId, Timestamp};
 
 /// Zeros are written so many bytes at a time.
 const ZEROS: usize = 1 << 20;
@@ -22,7 +24,7 @@ const MAX_SIZE: u64 = u32::MAX as u64;
 const SETTABLE: u8 = 0x27;
 
 impl Fat {
-    fn exclusive(&self) -> RwLockWriteGuard<'_, State> {
+    pub(super) fn exclusive(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -298,7 +300,7 @@ impl FileSystemWrite for Fat {
 
     fn set_xattr(&self, node: NodeId, name: &[u8], value: &[u8]) -> Result<()> {
         if name != b"user.fat.attributes" || node == ROOT {
-            return Err(Error::Invalid);
+            return Err(Error::NotAnAttribute);
         }
         let text = std::str::from_utf8(value).map_err(|_| Error::Invalid)?.trim_end_matches('\0');
         let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
@@ -316,20 +318,25 @@ impl FileSystemWrite for Fat {
     }
 
     fn opened(&self, node: NodeId) {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = open.entry(node).or_insert(0u64);
-        *count = count.saturating_add(1);
+        let state = self.shared();
+        let seen = self.stored_entry(&state, node).ok().as_ref().map(Seen::from);
+        let mut open = lock(&state.open);
+        let opened = open.entry(node).or_default();
+        opened.count = opened.count.saturating_add(1);
+        opened.seen = opened.seen.or(seen);
     }
 
     fn closed(&self, node: NodeId) {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(count) = open.get_mut(&node) else { return };
-        *count = count.saturating_sub(1);
-        if *count > 0 {
-            return;
+        {
+            let state = self.shared();
+            let mut open = lock(&state.open);
+            let Some(opened) = open.get_mut(&node) else { return };
+            opened.count = opened.count.saturating_sub(1);
+            if opened.count > 0 {
+                return;
+            }
+            open.remove(&node);
         }
-        open.remove(&node);
-        drop(open);
         let mut state = self.exclusive();
         if let Some(orphan) = state.orphans.remove(&node)
             && let Err(error) = self.free_contents(&mut state, &orphan)
@@ -354,5 +361,23 @@ impl FileSystemWrite for Fat {
         self.commit(&mut state)?;
         // What only an open file holds has no name: fsck.fat has something to do until it is closed.
         if state.orphans.is_empty() { self.unmark(&mut state) } else { Ok(()) }
+    }
+
+    fn stand_aside(&self) -> Result<()> {
+        if !self.shared().orphans.is_empty() {
+            // Others would take their clusters for free, or for lost.
+            return Err(Error::Busy);
+        }
+        self.quiesce()?;
+        self.remember_open(&self.shared());
+        Ok(())
+    }
+
+    fn legacy(&self) -> Option<Legacy> {
+        Some(self.estate())
+    }
+
+    fn inherit(&self, legacy: &Legacy) {
+        self.take_over(legacy);
     }
 }

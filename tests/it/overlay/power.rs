@@ -357,6 +357,9 @@ fn a_commit_in_place_that_is_interrupted_at_any_write_is_finished_by_the_next() 
         let overlay = Overlay::open(&file, &base_of(&disk), &Options::default()).unwrap();
         let error = overlay.write_all_at(b"x", 0).unwrap_err().to_string();
         assert!(error.contains("a commit in place was interrupted; run it again to finish it"), "{error}");
+        let error = overlay.export_patch(&mut Vec::new()).unwrap_err().to_string();
+        assert!(error.contains("a commit in place was interrupted; run it again to finish it"), "{error}");
+        assert!(overlay.for_each_difference(&mut |_, _, _| Ok(())).is_err(), "there is no base to compare with");
         assert!(overlay.discard().is_err());
         std::fs::write(&disk, vec![3; size]).unwrap();
         let error = Overlay::open(&file, &base_of(&disk), &Options::default()).err().unwrap().to_string();
