@@ -248,6 +248,20 @@ fn a_run_that_claims_more_packed_bytes_than_any_packer_makes_is_refused() {
 }
 
 #[test]
+fn sectors_that_no_run_describes_are_an_error_and_no_zeros() {
+    let scratch = Scratch::new();
+    let (mut image, rows) = two_runs();
+    // The second run that has sectors becomes a comment.
+    image[rows + 80..rows + 84].copy_from_slice(&0x7fff_fffe_u32.to_be_bytes());
+    let opened = open(&scratch.write("gap.dmg", &image), &scratch.options()).unwrap();
+    let mut sector = [0; 512];
+    opened.disk.read_exact_at(&mut sector, (1 << 19) - 512).unwrap();
+    let error = opened.disk.read_exact_at(&mut sector, 1 << 19).unwrap_err().to_string();
+    assert!(error.contains("sectors that no run describes"), "{error}");
+    opened.disk.read_exact_at(&mut sector, 1 << 20).unwrap();
+}
+
+#[test]
 fn disk_copy_checksums_are_compared() {
     let scratch = Scratch::new();
     let bytes = disk(800 << 10);
