@@ -81,7 +81,7 @@ impl Fat {
         }
         let held = chain.len;
         self.extend(state, first, chain, len)?;
-        let longer = self.chain(state, first)?;
+        let longer = self.chain(state, first, len)?;
         if let Err(error) = self.write_zeros(&longer, held, longer.len) {
             self.shrink(state, first, &longer, held)?;
             return Err(error);

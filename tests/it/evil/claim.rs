@@ -1,5 +1,7 @@
 //! Small images whose fields claim much: the program answers them soon and in little memory.
 
+use std::fs::File;
+use std::path::Path;
 use std::process::Command;
 
 use imgfs::container;
@@ -58,4 +60,46 @@ fn a_partclone_image_without_a_bitmap_is_no_larger_than_its_file() {
     let opened = container::open(&folder.write("dd.img", &bytes), &options()).unwrap();
     let error = opened.disk.read_exact_at(&mut disk, 0).unwrap_err().to_string();
     assert!(error.contains("1 blocks before the checksum"), "{error}");
+}
+
+/// FAT32, of sectors as clusters: 16 files of 100 bytes, and the chain of each is every other cluster and
+/// then the rest, or a ring of these.
+fn chains_of_all_clusters(path: &Path, clusters: u32, ring: bool) {
+    let table_sectors = (clusters + 2) * 4 / 512 + 1;
+    let sectors = 32 + table_sectors + clusters;
+    let mut bytes = vec![0; 512 * 32];
+    put(&mut bytes, 0, b"\xeb\x58\x90MSDOS5.0\x00\x02\x01\x20\0\x01\0\0\0\0\xf8\0\0\x3f\0\xff\0");
+    for (at, number) in [(32, sectors), (36, table_sectors), (44, 2)] {
+        put(&mut bytes, at, &number.to_le_bytes());
+    }
+    put(&mut bytes, 48, &[1, 0, 6, 0]);
+    put(&mut bytes, 64, b"\x80\0\x29\0\0\0\0NO NAME    FAT32   ");
+    put(&mut bytes, 510, &[0x55, 0xaa]);
+    let mut table = vec![0u32; table_sectors as usize * 128];
+    table[..3].copy_from_slice(&[0x0fff_fff8, 0x0fff_ffff, 0x0fff_ffff]);
+    let order: Vec<u32> = (3..clusters + 2).step_by(2).chain((4..clusters + 2).step_by(2)).collect();
+    for pair in order.windows(2) {
+        table[pair[0] as usize] = pair[1];
+    }
+    table[order[order.len() - 1] as usize] = if ring { 3 } else { 0x0fff_ffff };
+    bytes.extend(table.iter().flat_map(|number| number.to_le_bytes()));
+    for n in 0..16u16 {
+        bytes.extend(format!("BIG{n:05}   \x20").bytes().chain([0; 12]).chain([0, 0x50]));
+        bytes.extend((3 + 2 * n).to_le_bytes().into_iter().chain(100u32.to_le_bytes()));
+    }
+    std::fs::write(path, &bytes).unwrap();
+    File::options().write(true).open(path).unwrap().set_len(u64::from(sectors) * 512).unwrap();
+}
+
+#[test]
+fn of_a_chain_no_more_is_kept_than_its_file_has_use_for() {
+    let folder = Folder::new("claim-fat");
+    let path = folder.path("fat.img");
+    for ring in [false, true] {
+        chains_of_all_clusters(&path, 3_000_000, ring);
+        let said = bounded(&["ls", "-l", &format!("{}:/disk", path.display())]);
+        assert_eq!((said.code, said.out.matches("BIG000").count()), (Some(0), 16), "{said:?}");
+        let file = bounded(&["cat", &format!("{}:/disk/BIG00007", path.display())]);
+        assert_eq!((file.code, file.out.len()), (Some(0), 100), "{file:?}");
+    }
 }
