@@ -7,7 +7,7 @@ use std::process::Command;
 use imgfs::container;
 
 use super::MEMORY;
-use crate::optical::{Folder, options};
+use crate::optical::{Folder, options, run};
 use crate::program::{Said, imgfs, said};
 
 /// Seconds that one command may take; the longest takes a part of one.
@@ -102,4 +102,23 @@ fn of_a_chain_no_more_is_kept_than_its_file_has_use_for() {
         let file = bounded(&["cat", &format!("{}:/disk/BIG00007", path.display())]);
         assert_eq!((file.code, file.out.len()), (Some(0), 100), "{file:?}");
     }
+}
+
+#[test]
+fn groups_that_an_ext_volume_has_no_room_for_are_one_fault() {
+    let folder = Folder::new("claim-ext");
+    let features = "64bit,metadata_csum,^meta_bg,^has_journal,^resize_inode";
+    let options = ["-q", "-F", "-t", "ext4", "-b", "1024", "-g", "256", "-N", "64", "-O", features];
+    run(&folder, "mke2fs", "e2fsprogs", &[&options[..], &["fs.img", "1024"]].concat());
+    let mut bytes = std::fs::read(folder.path("fs.img")).unwrap();
+    // Blocks of four milliards of groups but one; then the checksum of the superblock.
+    let blocks = u64::from(u32::MAX) * 256;
+    put(&mut bytes, 1024 + 4, &(blocks as u32).to_le_bytes());
+    put(&mut bytes, 1024 + 0x150, &((blocks >> 32) as u32).to_le_bytes());
+    let sum = !crc32c::crc32c(&bytes[1024..1024 + 0x3fc]);
+    put(&mut bytes, 1024 + 0x3fc, &sum.to_le_bytes());
+    let path = folder.write("fs.img", &bytes);
+    let said = bounded(&["verify", path.to_str().unwrap()]);
+    assert!(said.out.contains("4294967291 of 4294967295 groups start past the end of the volume"), "{said:?}");
+    assert!(said.out.contains("superblock checksum") && said.code == Some(1), "{said:?}");
 }
