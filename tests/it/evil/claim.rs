@@ -122,3 +122,46 @@ fn groups_that_an_ext_volume_has_no_room_for_are_one_fault() {
     assert!(said.out.contains("4294967291 of 4294967295 groups start past the end of the volume"), "{said:?}");
     assert!(said.out.contains("superblock checksum") && said.code == Some(1), "{said:?}");
 }
+
+/// A disc whose directories hold the next one twice each, so many levels deep.
+fn doubling_disc(levels: u32) -> Vec<u8> {
+    let both = |number: u32| [number.to_le_bytes(), number.to_be_bytes()].concat();
+    let record = |sector: u32, name: &[u8]| {
+        let mut record = vec![0; 33 + name.len() + (1 - name.len() % 2)];
+        record[0] = record.len() as u8;
+        put(&mut record, 2, &both(sector));
+        put(&mut record, 10, &both(2048));
+        put(&mut record, 18, &[120, 1, 1, 0, 0, 0, 0, 2]);
+        put(&mut record, 28, &[1, 0, 0, 1, name.len() as u8]);
+        put(&mut record, 33, name);
+        record
+    };
+    let mut disc = vec![0; (18 + levels as usize) * 2048];
+    put(&mut disc, 16 * 2048, b"\x01CD001\x01");
+    put(&mut disc, 16 * 2048 + 80, &both(18 + levels));
+    put(&mut disc, 16 * 2048 + 120, &[1, 0, 0, 1, 1, 0, 0, 1, 0, 8, 8, 0]);
+    put(&mut disc, 16 * 2048 + 156, &record(18, b"\0"));
+    put(&mut disc, 16 * 2048 + 881, b"\x01");
+    put(&mut disc, 17 * 2048, b"\xffCD001\x01");
+    for level in 0..levels {
+        let sector = 18 + level;
+        let mut rows = [record(sector, b"\0"), record(sector.max(19) - 1, b"\x01")].concat();
+        if level + 1 < levels {
+            rows.extend([record(sector + 1, b"A"), record(sector + 1, b"B")].concat());
+        }
+        put(&mut disc, sector as usize * 2048, &rows);
+    }
+    disc
+}
+
+#[test]
+fn a_tree_of_directories_with_two_names_each_is_drawn_with_an_end() {
+    let folder = Folder::new("claim-tree");
+    let path = folder.write("disc.iso", &doubling_disc(40));
+    for json in [&[][..], &["--json"]] {
+        let said = bounded(&[&["tree", path.to_str().unwrap()], json].concat());
+        assert!(said.code == Some(1) && said.out.len() < 4 << 20, "{:?} {}", said.code, said.out.len());
+        assert!(said.out.contains("a directory with many names"), "{}", said.out);
+        assert!(said.out.matches("many names").count() < 2_000);
+    }
+}
