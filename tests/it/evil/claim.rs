@@ -1,6 +1,7 @@
 //! Small images whose fields claim much: the program answers them soon and in little memory.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -164,4 +165,36 @@ fn a_tree_of_directories_with_two_names_each_is_drawn_with_an_end() {
         assert!(said.out.contains("a directory with many names"), "{}", said.out);
         assert!(said.out.matches("many names").count() < 2_000);
     }
+}
+
+/// A qcow2 header of version 3 with clusters of 2 MiB, and what leads to its tables: size, L1, refcounts.
+fn qcow2(size: u64, (l1_at, l1): (u64, u32), (counts_at, clusters): (u64, u32)) -> Vec<u8> {
+    let mut header = b"QFI\xfb\0\0\0\x03".to_vec();
+    header.resize(20, 0);
+    header.extend(21u32.to_be_bytes());
+    header.extend(size.to_be_bytes());
+    header.extend([[0; 4], l1.to_be_bytes()].concat());
+    header.extend([l1_at, counts_at].iter().flat_map(|at| at.to_be_bytes()));
+    header.extend(clusters.to_be_bytes());
+    header.resize(99, 0);
+    header.extend([4, 0, 0, 0, 104]);
+    header
+}
+
+const CLUSTER: u64 = 2 << 20;
+
+#[test]
+fn an_l2_table_that_all_entries_lead_to_is_walked_once() {
+    let folder = Folder::new("claim-qcow2");
+    let entries = (CLUSTER / 8) as u32;
+    let size = u64::from(entries) * (CLUSTER / 8) * CLUSTER;
+    let (l2, data) = (CLUSTER * 4, CLUSTER * 5);
+    let path = folder.write("disk.qcow2", &qcow2(size, (CLUSTER, entries), (CLUSTER * 2, 1)));
+    let file = File::options().write(true).open(&path).unwrap();
+    file.set_len(CLUSTER * 6).unwrap();
+    file.write_all_at(&l2.to_be_bytes().repeat(entries as usize), CLUSTER).unwrap();
+    // Every other cluster is one and the same.
+    file.write_all_at(&[data.to_be_bytes(), [0; 8]].concat().repeat(entries as usize / 2), l2).unwrap();
+    let said = bounded(&["verify", path.to_str().unwrap()]);
+    assert!(said.code == Some(1) && said.out.contains("and counted 0 times"), "{said:?}");
 }
