@@ -198,3 +198,22 @@ fn an_l2_table_that_all_entries_lead_to_is_walked_once() {
     let said = bounded(&["verify", path.to_str().unwrap()]);
     assert!(said.code == Some(1) && said.out.contains("and counted 0 times"), "{said:?}");
 }
+
+#[test]
+fn refcounts_of_what_lies_past_the_end_of_an_overlay_are_not_read() {
+    let folder = Folder::new("claim-overlay");
+    let blocks = 1u64 << 20;
+    let mut header = qcow2(4 << 20, (CLUSTER, 1), (CLUSTER * 2, 4));
+    put(&mut header, 8, &0x400u64.to_be_bytes());
+    put(&mut header, 16, &5u32.to_be_bytes());
+    header.resize(0x400, 0);
+    header.extend(b"b.img");
+    let path = folder.write("disk.ov", &header);
+    folder.write("b.img", &[0; 4 << 20]);
+    let file = File::options().write(true).open(&path).unwrap();
+    file.set_len((8 + blocks) * CLUSTER).unwrap();
+    let table: Vec<u8> = (0..blocks).flat_map(|index| ((8 + index) * CLUSTER).to_be_bytes()).collect();
+    file.write_all_at(&table, CLUSTER * 2).unwrap();
+    let said = bounded(&["overlay", "check", path.to_str().unwrap()]);
+    assert_ne!(said.code, Some(0), "{said:?}");
+}
