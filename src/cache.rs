@@ -6,11 +6,13 @@
 //!
 //! ```text
 //!   key -- hash --> shard 0..15:  Mutex { LRU of ready values, set of keys being made } + Condvar
+//!                   heavy:        Mutex { LRU of the values that are heavier than a shard may be }
 //! ```
+//! The shards and the heavy values have the bound each; one value is kept even when it is past it.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, Hash, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
@@ -24,8 +26,14 @@ const ENTRY: u64 = 128;
 pub struct Cache<K, V> {
     shards: Vec<Shard<K, V>>,
     hasher: RandomState,
+    /// Values that are heavier than a shard may be. Locked after the shard of the key.
+    heavy: Mutex<Kept<K, V>>,
+    /// Whether there was ever one, so that most caches need no second lock.
+    has_heavy: AtomicBool,
     /// Per shard.
     max_weight: u64,
+    /// Of the heavy ones.
+    max_heavy: u64,
     hits: AtomicU64,
     misses: AtomicU64,
 }
@@ -35,9 +43,13 @@ struct Shard<K, V> {
     made: Condvar,
 }
 
-struct State<K, V> {
+struct Kept<K, V> {
     ready: LruCache<K, (V, u64)>,
     weight: u64,
+}
+
+struct State<K, V> {
+    kept: Kept<K, V>,
     pending: HashSet<K>,
     /// How many threads wait for a value that another one makes.
     waiting: usize,
@@ -61,7 +73,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Cache<K, V> {
     }
 
     /// As [`Cache::new`], for values that weigh up to about `heavy` each: as many shards as such
-    /// values fit, because every shard keeps one however heavy it is.
+    /// values fit.
     pub fn for_heavy(max_weight: u64, heavy: u64) -> Self {
         let fit = max_weight.checked_div(heavy).and_then(|fit| usize::try_from(fit).ok());
         Self::with_shards(max_weight, fit.unwrap_or(SHARDS).clamp(1, SHARDS))
@@ -69,13 +81,16 @@ impl<K: Hash + Eq + Clone, V: Clone> Cache<K, V> {
 
     fn with_shards(max_weight: u64, shards: usize) -> Self {
         let shard = || Shard {
-            state: Mutex::new(State { ready: LruCache::unbounded(), weight: 0, pending: HashSet::new(), waiting: 0 }),
+            state: Mutex::new(State { kept: Kept::new(), pending: HashSet::new(), waiting: 0 }),
             made: Condvar::new(),
         };
         Self {
             shards: (0..shards).map(|_| shard()).collect(),
             hasher: RandomState::new(),
+            heavy: Mutex::new(Kept::new()),
+            has_heavy: AtomicBool::new(false),
             max_weight: max_weight.div_ceil(shards as u64),
+            max_heavy: max_weight,
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
         }
@@ -93,9 +108,9 @@ impl<K: Hash + Eq + Clone, V: Clone> Cache<K, V> {
         let shard = self.shard(key);
         let mut state = lock(&shard.state);
         loop {
-            if let Some((value, _)) = state.ready.get(key) {
+            if let Some(value) = state.kept.get(key).or_else(|| self.heavy()?.get(key)) {
                 self.hits.fetch_add(1, Ordering::Relaxed);
-                return Ok(value.clone());
+                return Ok(value);
             }
             if state.pending.insert(key.clone()) {
                 break;
@@ -108,29 +123,44 @@ impl<K: Hash + Eq + Clone, V: Clone> Cache<K, V> {
         self.misses.fetch_add(1, Ordering::Relaxed);
         let pending = Pending { shard, key };
         let (value, weight) = make()?;
-        let mut state = lock(&shard.state);
-        state.insert(key.clone(), value.clone(), weight, self.max_weight);
-        drop(state);
+        self.insert(key.clone(), value.clone(), weight);
         drop(pending);
         Ok(value)
     }
 
     /// The value for `key` when it is there.
     pub fn get(&self, key: &K) -> Option<V> {
-        lock(&self.shard(key).state).ready.get(key).map(|(value, _)| value.clone())
+        let mut state = lock(&self.shard(key).state);
+        state.kept.get(key).or_else(|| self.heavy()?.get(key))
     }
 
     /// Puts a value in place, in front of all others.
     pub fn insert(&self, key: K, value: V, weight: u64) {
-        lock(&self.shard(&key).state).insert(key, value, weight, self.max_weight);
+        let mut state = lock(&self.shard(&key).state);
+        if weight.saturating_add(ENTRY) > self.max_weight {
+            state.kept.remove(&key);
+            self.has_heavy.store(true, Ordering::Relaxed);
+            lock(&self.heavy).insert(key, value, weight, self.max_heavy);
+        } else {
+            if let Some(mut heavy) = self.heavy() {
+                heavy.remove(&key);
+            }
+            state.kept.insert(key, value, weight, self.max_weight);
+        }
     }
 
     /// Forgets one value.
     pub fn remove(&self, key: &K) {
         let mut state = lock(&self.shard(key).state);
-        if let Some((_, weight)) = state.ready.pop(key) {
-            state.weight = state.weight.saturating_sub(weight);
+        state.kept.remove(key);
+        if let Some(mut heavy) = self.heavy() {
+            heavy.remove(key);
         }
+    }
+
+    fn heavy(&self) -> Option<MutexGuard<'_, Kept<K, V>>> {
+        // Whoever holds the shard's lock sees what was stored under it.
+        self.has_heavy.load(Ordering::Relaxed).then(|| lock(&self.heavy))
     }
 
     /// Hits, misses and present weight.
@@ -138,14 +168,33 @@ impl<K: Hash + Eq + Clone, V: Clone> Cache<K, V> {
         Statistics {
             hits: self.hits.load(Ordering::Relaxed),
             misses: self.misses.load(Ordering::Relaxed),
-            weight: self.shards.iter().map(|shard| lock(&shard.state).weight).sum(),
+            weight: self
+                .shards
+                .iter()
+                .map(|shard| lock(&shard.state).kept.weight)
+                .sum::<u64>()
+                .saturating_add(lock(&self.heavy).weight),
         }
     }
 }
 
-impl<K: Hash + Eq, V> State<K, V> {
-    /// Keeps the value and drops the oldest until the weight fits. A value heavier than the whole
-    /// shard is kept alone: it was asked for, and the next one replaces it.
+impl<K: Hash + Eq, V: Clone> Kept<K, V> {
+    fn new() -> Self {
+        Self { ready: LruCache::unbounded(), weight: 0 }
+    }
+
+    fn get(&mut self, key: &K) -> Option<V> {
+        self.ready.get(key).map(|(value, _)| value.clone())
+    }
+
+    fn remove(&mut self, key: &K) {
+        if let Some((_, weight)) = self.ready.pop(key) {
+            self.weight = self.weight.saturating_sub(weight);
+        }
+    }
+
+    /// Keeps the value and drops the oldest until the weight fits. A value heavier than the bound
+    /// is kept alone: it was asked for, and the next one replaces it.
     fn insert(&mut self, key: K, value: V, weight: u64, max_weight: u64) {
         if let Some((_, old)) = self.ready.push(key, (value, weight)).map(|(_, old)| old) {
             self.weight = self.weight.saturating_sub(old);
@@ -222,6 +271,25 @@ mod tests {
             cache.insert(key, key, 100);
         }
         assert!(cache.statistics().weight <= 250);
+    }
+
+    #[test]
+    fn of_values_heavier_than_the_bound_the_last_alone_is_kept() {
+        let cache: Cache<u64, u64> = Cache::new(1600);
+        for key in 0..100 {
+            cache.insert(key, key, 5000);
+            assert_eq!((cache.get(&key), cache.statistics().weight), (Some(key), 5000));
+        }
+        // Of those that only a shard has no room for, as many as the bound allows.
+        for key in 0..100 {
+            cache.insert(key, key, 500);
+        }
+        assert_eq!((cache.get(&99), cache.statistics().weight), (Some(99), 1000));
+        // A value that was heavy and is no longer is in one place.
+        cache.insert(99, 7, 10);
+        assert_eq!((cache.get(&99), cache.statistics().weight), (Some(7), 510));
+        cache.remove(&98);
+        assert_eq!(cache.statistics().weight, 10);
     }
 
     #[test]

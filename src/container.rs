@@ -624,14 +624,23 @@ fn open_as(format: &ContainerFormat, device: Device, companions: &dyn Companions
     Ok(opened)
 }
 
-/// Formats whose disk is found through a table.
-const MAPPED: &[&str] = &["qcow", "qcow2", "vdi", "vhd", "vhdx", "vmdk", "parallels"];
+/// Formats whose disk is found through a table. That of qcow2 is walked as its clusters are counted,
+/// each L2 table once, however often the L1 table leads to it.
+const MAPPED: &[&str] = &["qcow", "vdi", "vhd", "vhdx", "vmdk", "parallels"];
+
+/// Runs of a disk that are looked up: more than 8 TiB in pieces of 64 KiB. Tables that are led to more
+/// than once make more of them than any file has entries.
+const MAX_RUNS: u64 = 1 << 27;
 
 /// Looks every entry up, without reading what it leads to.
 fn block_map_faults(disk: &dyn BlockDevice) -> Result<Vec<String>> {
     let mut faults = Vec::new();
-    let mut offset = 0u64;
+    let (mut offset, mut runs) = (0u64, 0u64);
     while offset < disk.size() && faults.len() < MAX_FAULTS {
+        runs = runs.saturating_add(1);
+        if runs > MAX_RUNS {
+            return Err(Error::unsupported("container", format!("a block map of more than {MAX_RUNS} runs")));
+        }
         let step = match disk.extent(offset) {
             Ok(extent) => extent.len,
             Err(error @ (Error::Corrupt { .. } | Error::PastEnd { .. })) => {

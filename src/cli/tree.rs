@@ -4,14 +4,16 @@ use std::ffi::OsString;
 use std::io::Write;
 
 use anyhow::Result;
-use imgfs::filesystem::{FileSystem, Kind, NodeId};
+use imgfs::error::Error;
+use imgfs::filesystem::{FileSystem, Kind};
 use imgfs::forest::Forest;
 use serde_json::{Value, json};
 
 use super::ls::{entry, shown};
 use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target};
-use super::{Outcome, document, walk};
+use super::walk::{self, Row, Step};
+use super::{Outcome, document};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -34,91 +36,144 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let image = target.open(&args.image)?;
     let forest = image.forest();
     let node = target.find(&image, &forest)?;
+    let top = Row { node, name: Vec::new(), kind: Kind::Directory };
     if args.json {
-        let mut outcome = Outcome::Complete;
-        let mut value = json!({ "entries": entries(&forest, &mut vec![node], args.levels, &mut outcome) });
+        let mut object = Object { forest: &forest, levels: args.levels, open: Vec::new(), outcome: Outcome::Complete };
+        walk::walk_to(&forest, top, b"", args.levels, &mut |step, _| {
+            object.meet(step);
+            Ok(())
+        })?;
+        let mut value = object.open.pop().map_or_else(|| json!({ "entries": [] }), |top| top.value);
         document::name(&mut value, "target", args.target.as_encoded_bytes());
         document::write("imgfs-tree", value)?;
-        return Ok(outcome);
+        return Ok(object.outcome);
     }
     let mut out = std::io::stdout().lock();
     out.write_all(&shown(args.target.as_encoded_bytes()))?;
     writeln!(out)?;
-    let mut drawing =
-        Drawing { forest: &forest, levels: args.levels, directories: 0, files: 0, outcome: Outcome::Complete };
-    drawing.below(&mut vec![node], "", &mut out)?;
-    writeln!(out, "\n{} directories, {} files", drawing.directories, drawing.files)?;
-    Ok(drawing.outcome)
+    let mut drawing = Drawing {
+        forest: &forest,
+        out: &mut out,
+        open: Vec::new(),
+        directories: 0,
+        files: 0,
+        outcome: Outcome::Complete,
+    };
+    walk::walk_to(&forest, top, b"", args.levels, &mut |step, after| drawing.meet(step, after))?;
+    let Drawing { directories, files, outcome, .. } = drawing;
+    writeln!(out, "\n{directories} directories, {files} files")?;
+    Ok(outcome)
 }
 
-/// The rows of the last of `above`, directories with their own `entries`.
-fn entries(forest: &Forest, above: &mut Vec<NodeId>, levels: usize, outcome: &mut Outcome) -> Vec<Value> {
-    let Some(dir) = above.last().copied() else { return Vec::new() };
-    let (rows, failed) = walk::rows(forest, dir);
-    let mut found = Vec::new();
-    for row in &rows {
-        let mut value = entry(forest, row, &row.name);
-        let within = above.contains(&row.node);
-        if row.kind == Kind::Directory && !within && above.len() < levels {
-            above.push(row.node);
-            document::merge(&mut value, json!({ "entries": entries(forest, above, levels, outcome) }));
-            above.pop();
-        } else if within {
-            document::merge(&mut value, json!({ "error": "a directory that contains itself" }));
-            *outcome = Outcome::Partial;
+/// A directory whose rows are being met.
+struct Open<T> {
+    value: T,
+    /// Why they are not all there.
+    failed: Option<Error>,
+}
+
+/// The tree as one object: rows, directories with their own `entries`.
+struct Object<'a> {
+    forest: &'a Forest,
+    levels: usize,
+    open: Vec<Open<Value>>,
+    outcome: Outcome,
+}
+
+impl Object<'_> {
+    fn meet(&mut self, step: Step<'_>) {
+        match step {
+            Step::Enter(row, _) => {
+                let mut value = if self.open.is_empty() { json!({}) } else { entry(self.forest, row, &row.name) };
+                if self.open.len() < self.levels.max(1) {
+                    document::merge(&mut value, json!({ "entries": [] }));
+                }
+                self.open.push(Open { value, failed: None });
+            }
+            Step::Node(row, _) => self.put(entry(self.forest, row, &row.name)),
+            Step::Failed(_, _, error) => {
+                self.outcome = Outcome::Partial;
+                if let Some(open) = self.open.last_mut() {
+                    open.failed = Some(error);
+                }
+            }
+            Step::Leave => {
+                if let Some(error) = self.open.last_mut().and_then(|open| open.failed.take()) {
+                    self.put(json!({ "error": error.to_string() }));
+                }
+                // The top stays, as the whole.
+                if self.open.len() > 1
+                    && let Some(open) = self.open.pop()
+                {
+                    self.put(open.value);
+                }
+            }
         }
-        found.push(value);
     }
-    if let Some(error) = failed {
-        found.push(json!({ "error": error.to_string() }));
-        *outcome = Outcome::Partial;
+
+    fn put(&mut self, value: Value) {
+        let rows = self.open.last_mut().and_then(|open| open.value.get_mut("entries"));
+        if let Some(rows) = rows.and_then(Value::as_array_mut) {
+            rows.push(value);
+        }
     }
-    found
 }
 
 struct Drawing<'a> {
     forest: &'a Forest,
-    levels: usize,
+    out: &'a mut dyn Write,
+    /// What stands before the rows of each.
+    open: Vec<Open<String>>,
     directories: u64,
     files: u64,
     outcome: Outcome,
 }
 
 impl Drawing<'_> {
-    /// `above` are the directories from the top to the one that is drawn: as deep as `levels` allows.
-    fn below(&mut self, above: &mut Vec<NodeId>, indent: &str, out: &mut dyn Write) -> Result<()> {
-        let Some(dir) = above.last().copied() else { return Ok(()) };
-        let (rows, failed) = walk::rows(self.forest, dir);
-        let last = rows.len();
-        for (row, at) in rows.iter().zip(1..) {
-            let is_last = at == last && failed.is_none();
-            write!(out, "{indent}{}", if is_last { "└── " } else { "├── " })?;
-            out.write_all(&shown(&row.name))?;
-            if row.kind == Kind::Symlink {
-                let target = self.forest.read_link(row.node);
-                out.write_all(b" -> ")?;
-                out.write_all(&target.map_or_else(|error| format!("[{error}]").into_bytes(), |target| shown(&target)))?;
+    /// `after` rows of its directory come after the one that is met.
+    fn meet(&mut self, step: Step<'_>, after: usize) -> Result<()> {
+        match step {
+            Step::Enter(row, _) => {
+                let Some(parent) = self.open.last() else {
+                    self.open.push(Open { value: String::new(), failed: None });
+                    return Ok(());
+                };
+                let is_last = after == 0 && parent.failed.is_none();
+                let value = format!("{}{}", parent.value, if is_last { "    " } else { "│   " });
+                self.row(row, after)?;
+                self.directories += 1;
+                self.open.push(Open { value, failed: None });
             }
-            writeln!(out)?;
-            if row.kind != Kind::Directory {
+            Step::Node(row, _) => {
+                self.row(row, after)?;
                 self.files += 1;
-                continue;
             }
-            self.directories += 1;
-            let deeper = format!("{indent}{}", if is_last { "    " } else { "│   " });
-            if above.contains(&row.node) {
-                writeln!(out, "{deeper}[a directory that contains itself]")?;
+            Step::Failed(_, _, error) => {
                 self.outcome = Outcome::Partial;
-            } else if above.len() < self.levels {
-                above.push(row.node);
-                self.below(above, &deeper, out)?;
-                above.pop();
+                if let Some(open) = self.open.last_mut() {
+                    open.failed = Some(error);
+                }
             }
-        }
-        if let Some(error) = failed {
-            writeln!(out, "{indent}└── [{}]", imgfs::text::tamed(&error.to_string()))?;
-            self.outcome = Outcome::Partial;
+            Step::Leave => {
+                if let Some(Open { value: indent, failed: Some(error) }) = self.open.pop() {
+                    writeln!(self.out, "{indent}└── [{}]", imgfs::text::tamed(&error.to_string()))?;
+                }
+            }
         }
         Ok(())
+    }
+
+    fn row(&mut self, row: &Row, after: usize) -> Result<()> {
+        let Some(parent) = self.open.last() else { return Ok(()) };
+        let is_last = after == 0 && parent.failed.is_none();
+        write!(self.out, "{}{}", parent.value, if is_last { "└── " } else { "├── " })?;
+        self.out.write_all(&shown(&row.name))?;
+        if row.kind == Kind::Symlink {
+            let target = self.forest.read_link(row.node);
+            self.out.write_all(b" -> ")?;
+            let target = target.map_or_else(|error| format!("[{error}]").into_bytes(), |target| shown(&target));
+            self.out.write_all(&target)?;
+        }
+        Ok(writeln!(self.out)?)
     }
 }

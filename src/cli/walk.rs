@@ -55,9 +55,10 @@ struct Level {
 }
 
 /// Where a walk is, and where it was.
-#[derive(Default)]
 struct Walk {
     levels: Vec<Level>,
+    /// Directories in one another that are listed.
+    most: usize,
     /// How often each directory was entered.
     visits: HashMap<NodeId, u32>,
 }
@@ -65,29 +66,42 @@ struct Walk {
 /// Visits `top` and everything below it; paths start with `path`. A directory that contains itself,
 /// or that was met too often, is met as `Failed`, and not entered again.
 pub fn walk(tree: &dyn FileSystem, top: Row, path: &[u8], visit: &mut dyn FnMut(Step<'_>) -> Result<()>) -> Result<()> {
+    walk_to(tree, top, path, usize::MAX, &mut |step, _| visit(step))
+}
+
+/// The same, of at most so many levels, and at least one. `visit` is also told how many rows of the
+/// directory come after the one that is met.
+pub fn walk_to(
+    tree: &dyn FileSystem,
+    top: Row,
+    path: &[u8],
+    levels: usize,
+    visit: &mut dyn FnMut(Step<'_>, usize) -> Result<()>,
+) -> Result<()> {
     let mut path = path.to_vec();
     if top.kind != Kind::Directory {
-        return visit(Step::Node(&top, &path));
+        return visit(Step::Node(&top, &path), 0);
     }
-    let mut walk = Walk::default();
+    let mut walk = Walk { levels: Vec::new(), visits: HashMap::new(), most: levels.max(1) };
     let parent_len = path.len();
-    walk.enter(tree, top, &path, parent_len, visit)?;
+    walk.enter(tree, top, &path, parent_len, &mut |step| visit(step, 0))?;
     while let Some(level) = walk.levels.last_mut() {
         let Some(row) = level.rest.next() else {
-            visit(Step::Leave)?;
+            visit(Step::Leave, 0)?;
             path.truncate(level.parent_len);
             walk.levels.pop();
             continue;
         };
+        let after = level.rest.len();
         let parent_len = path.len();
         if !path.is_empty() && !path.ends_with(b"/") {
             path.push(b'/');
         }
         path.extend_from_slice(&row.name);
         if row.kind == Kind::Directory {
-            walk.enter(tree, row, &path, parent_len, visit)?;
+            walk.enter(tree, row, &path, parent_len, &mut |step| visit(step, after))?;
         } else {
-            visit(Step::Node(&row, &path))?;
+            visit(Step::Node(&row, &path), after)?;
             path.truncate(parent_len);
         }
     }
@@ -104,6 +118,10 @@ impl Walk {
         visit: &mut dyn FnMut(Step<'_>) -> Result<()>,
     ) -> Result<()> {
         visit(Step::Enter(&row, path))?;
+        if self.levels.len() >= self.most {
+            self.levels.push(Level { row, parent_len, rest: Vec::new().into_iter() });
+            return Ok(());
+        }
         let visits = self.visits.entry(row.node).or_insert(0);
         *visits = visits.saturating_add(1);
         let (rows, failed) = if self.levels.iter().any(|level| level.row.node == row.node) {

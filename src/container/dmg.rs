@@ -221,8 +221,7 @@ impl Mapping for Runs {
                 return Ok(Run { place, len: piece.len.saturating_sub(within) });
             }
         }
-        let end = self.pieces.get(next).map_or(self.size.max(offset.saturating_add(1)), |piece| piece.start);
-        Ok(Run { place: Place::Hole, len: end.saturating_sub(offset) })
+        Err(Error::corrupt(FORMAT.name, "table (sectors that no run describes)", offset))
     }
 
     fn unpack(&self, unit: u64) -> Result<Vec<u8>> {

@@ -207,7 +207,7 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
     }
     let blocks = Arc::new(blocks);
     let disk = Mapped::new(blocks.clone(), file, None, 512, options.cache_size);
-    let compared = (0..groups.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+    let compared = (0..blocks.groups_there().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
     let mut opened = Opened::new(FORMAT.name, Arc::new(Compared { disk, blocks: blocks.clone(), compared }));
     if blocks.header.version == "0002" {
         opened.checks.push(Check::known("header and bitmap checksums", "byte 0", None));
@@ -338,6 +338,14 @@ impl Blocks {
         if none { 0 } else { self.total.div_ceil(every) }
     }
 
+    /// How many of them the file has room for; what the header and the bitmap say has no such bound.
+    fn groups_there(&self) -> u64 {
+        let group = self.place(self.header.checksum_every).saturating_sub(self.header.data_at);
+        let room = self.file.size().saturating_sub(self.header.data_at);
+        // The last one can be of fewer blocks.
+        self.groups().min(room.checked_div(group).unwrap_or(0).saturating_add(1))
+    }
+
     /// Where a checksum stands.
     fn checksum_at(&self, group: u64) -> u64 {
         let every = self.header.checksum_every;
@@ -421,11 +429,13 @@ impl Compared {
 
     /// Two that come at once both compare, which does no harm.
     fn compare_once(&self, group: u64) -> Result<()> {
+        // What is left of a file that was cut off can still be read.
+        if self.blocks.checksum_at(group).saturating_add(4) > self.blocks.file.size() {
+            return Ok(());
+        }
         let word = usize::try_from(group / 64).ok().and_then(|index| self.compared.get(index)).ok_or(Error::Invalid)?;
         let bit = 1u64.wrapping_shl(u32::try_from(group % 64).unwrap_or(0));
-        // What is left of a file that was cut off can still be read.
-        let there = self.blocks.checksum_at(group).saturating_add(4) <= self.blocks.file.size();
-        if there && word.load(Ordering::Acquire) & bit == 0 {
+        if word.load(Ordering::Acquire) & bit == 0 {
             if let Some(fault) = self.blocks.compare(group)? {
                 let at = self.blocks.place(group.saturating_mul(self.blocks.header.checksum_every));
                 return Err(Error::corrupt(FORMAT.name, fault, at));

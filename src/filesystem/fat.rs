@@ -72,6 +72,10 @@ const LARGE_DIRECTORY: u64 = 4 << 20;
 const DIRECTORY_PIECE: u64 = 32 << 10;
 /// A larger FAT32 table is not counted when FSInfo has the number of free clusters.
 const COUNTED_TABLE: u64 = 4 << 20;
+/// No more of a directory's chain is used, and one that is longer shows that it is.
+const DIRECTORY_CHAIN: u64 = MAX_SLOTS as u64 * SLOT as u64 + 1;
+/// Clusters past a file's size that its blocks count; a chain can have all of the volume's, whatever the size.
+const SPARE_CLUSTERS: u64 = 4096;
 
 /// The table's row.
 pub const FORMAT: FileSystemFormat = FileSystemFormat { name: FAT, probe: Geometry::probe, open };
@@ -196,8 +200,15 @@ impl Fat {
         if entry.attributes & 0x3f == LONG { Err(Error::NotFound) } else { Ok(entry) }
     }
 
-    /// The chain of a file; `at` is the byte position of its entry.
+    /// The chain of a file or directory, as far as it is used; `at` is the byte position of its entry.
     fn file_chain(&self, state: &State, entry: &Entry, at: u64) -> Result<Arc<Chain>> {
+        let spare = SPARE_CLUSTERS.saturating_mul(self.geometry.cluster_size.into());
+        let size = u64::from(entry.size).saturating_add(spare);
+        self.file_chain_to(state, entry, at, if entry.is_directory() { DIRECTORY_CHAIN } else { size })
+    }
+
+    /// The same, as far as the clusters of so many bytes.
+    fn file_chain_to(&self, state: &State, entry: &Entry, at: u64, most: u64) -> Result<Arc<Chain>> {
         if entry.cluster == 0 {
             return Ok(Arc::new(Chain::fixed(at, 0)));
         }
@@ -205,15 +216,22 @@ impl Fat {
             let end = End::Broken(corrupt("first cluster of a directory entry", at));
             return Ok(Arc::new(Chain { end, ..Chain::fixed(at, 0) }));
         }
-        self.chain(state, entry.cluster)
+        self.chain(state, entry.cluster, most)
     }
 
-    fn chain(&self, state: &State, first: u32) -> Result<Arc<Chain>> {
-        let chain = self.chains.get_or_make(&first, || {
-            let chain = self.table.chain(&state.table, first);
+    /// A chain, as far as the clusters of so many bytes.
+    fn chain(&self, state: &State, first: u32, most: u64) -> Result<Arc<Chain>> {
+        let make = || {
+            let chain = self.table.chain(&state.table, first, most);
             let weight = chain.weight();
-            Ok::<_, Error>((Arc::new(chain), weight))
-        })?;
+            (Arc::new(chain), weight)
+        };
+        let mut chain = self.chains.get_or_make(&first, || Ok::<_, Error>(make()))?;
+        if chain.is_short_of(most) {
+            let (longer, weight) = make();
+            self.chains.insert(first, longer.clone(), weight);
+            chain = longer;
+        }
         // The image does not change by itself, but what the host failed to read may be there next time.
         if matches!(chain.end, End::Broken(Error::Io { .. })) {
             self.chains.remove(&first);
@@ -229,9 +247,9 @@ impl Fat {
                 if self.geometry.cluster_offset(first).is_none() {
                     return Err(corrupt("boot sector (cluster of the root directory)", 0x2c));
                 }
-                self.chain(state, first)
+                self.chain(state, first, DIRECTORY_CHAIN)
             }
-            _ => self.chain(state, key),
+            _ => self.chain(state, key, DIRECTORY_CHAIN),
         }
     }
 
@@ -285,7 +303,7 @@ impl Fat {
             }
             Ok(false) => match &chain.end {
                 End::Broken(error) => Some(error.clone()),
-                End::Mark(_) => None,
+                End::Mark(_) | End::Further(_) => None,
             },
         };
         let (directory, children) = decoder.finish(damage);

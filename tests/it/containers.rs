@@ -16,6 +16,7 @@ use imgfs::error::Error;
 use sha2::{Digest, Sha256};
 
 use super::disks::{self, MIB, Numbers, Scratch, assert_disk, disk, sparse_disk};
+use super::optical::{Folder, decoded, run};
 
 const PACKAGES: &str = "qemu-utils, strace, coreutils, tar";
 
@@ -944,4 +945,30 @@ fn the_corpus_decodes_to_its_recorded_hashes() {
         compared += 1;
     }
     assert!(compared >= 15, "only {compared} images were compared");
+}
+
+#[test]
+fn the_backing_files_name_may_stand_straight_behind_a_header_of_version_2() {
+    let folder = Folder::new("qcow2-name");
+    let mut base = vec![7; 1 << 20];
+    base[..10].copy_from_slice(b"hello base");
+    folder.write("base.raw", &base);
+    let name = b"base.raw";
+    let mut image = b"QFI\xfb\0\0\0\x02".to_vec();
+    image.extend(72u64.to_be_bytes());
+    image.extend([name.len() as u32, 16].iter().flat_map(|n| n.to_be_bytes()));
+    image.extend((1u64 << 20).to_be_bytes());
+    image.extend([0u32, 1].iter().flat_map(|n| n.to_be_bytes()));
+    image.extend([1u64 << 16, 2 << 16].iter().flat_map(|n| n.to_be_bytes()));
+    image.extend([0, 0, 0, 1]);
+    image.resize(72, 0);
+    image.extend(name);
+    image.resize(4 << 16, 0);
+    image[2 << 16..][..8].copy_from_slice(&(3u64 << 16).to_be_bytes());
+    image[3 << 16..][..8].copy_from_slice(&[0, 1, 0, 1, 0, 1, 0, 1]);
+    let path = folder.write("disk.qcow2", &image);
+    let convert = ["convert", "-O", "raw", "disk.qcow2", "out.raw"];
+    run(&folder, "qemu-img", "qemu-utils", &convert);
+    assert!(std::fs::read(folder.path("out.raw")).unwrap() == base);
+    assert!(decoded(&path) == base);
 }

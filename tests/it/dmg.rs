@@ -8,7 +8,8 @@ use std::io::Write;
 use imgfs::container::open;
 
 use crate::disks::{
-    MIB, Scratch, assert_corpus, assert_image, assert_random, assert_steps, assert_survives, disk, refusal, sparse_disk,
+    MIB, Numbers, Scratch, assert_corpus, assert_image, assert_random, assert_steps, assert_survives, disk, refusal,
+    sparse_disk,
 };
 
 /// How a run is packed: its type, and what packs it.
@@ -225,6 +226,39 @@ fn a_sparse_disk_of_192_mib_is_told_from_its_holes() {
     assert!(!opened.disk.extent(20 << 20).unwrap().stored);
     assert_random("sparse", opened.disk.as_ref(), &bytes, 20);
     assert_steps("sparse", opened.disk.as_ref(), &bytes, MIB);
+}
+
+/// A stored run behind a packed one, their table in a resource fork, and where the table's rows are.
+fn two_runs() -> (Vec<u8>, usize) {
+    let bytes = Numbers(9).bytes(3 << 19);
+    let image = image(&bytes, &[(ZLIB, &zlib), (RAW, &plain)], 0, true);
+    let table = image.windows(4).rposition(|bytes| bytes == b"mish").unwrap();
+    (image, table + 204)
+}
+
+#[test]
+fn a_run_that_claims_more_packed_bytes_than_any_packer_makes_is_refused() {
+    let scratch = Scratch::new();
+    let (mut image, rows) = two_runs();
+    image[rows + 32..rows + 40].copy_from_slice(&(640u64 << 10).to_be_bytes());
+    open(&scratch.write("long.dmg", &image), &scratch.options()).unwrap();
+    image[rows + 32..rows + 40].copy_from_slice(&((640u64 << 10) + 1).to_be_bytes());
+    let said = refusal(&scratch.write("longer.dmg", &image), &scratch.options());
+    assert!(said.contains("packed data longer than what is in it"), "{said}");
+}
+
+#[test]
+fn sectors_that_no_run_describes_are_an_error_and_no_zeros() {
+    let scratch = Scratch::new();
+    let (mut image, rows) = two_runs();
+    // The second run that has sectors becomes a comment.
+    image[rows + 80..rows + 84].copy_from_slice(&0x7fff_fffe_u32.to_be_bytes());
+    let opened = open(&scratch.write("gap.dmg", &image), &scratch.options()).unwrap();
+    let mut sector = [0; 512];
+    opened.disk.read_exact_at(&mut sector, (1 << 19) - 512).unwrap();
+    let error = opened.disk.read_exact_at(&mut sector, 1 << 19).unwrap_err().to_string();
+    assert!(error.contains("sectors that no run describes"), "{error}");
+    opened.disk.read_exact_at(&mut sector, 1 << 20).unwrap();
 }
 
 #[test]

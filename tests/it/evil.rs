@@ -8,6 +8,8 @@
 //! IMGFS_EVIL_CASES=20000 IMGFS_EVIL_FIRST=400 IMGFS_EVIL_IMAGES=/folder cargo test --test it evil::
 //! ```
 
+mod claim;
+
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;

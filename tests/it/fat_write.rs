@@ -664,6 +664,34 @@ fn a_crash_at_any_write_to_fat32_loses_nothing_that_was_synced() {
 }
 
 #[test]
+fn a_name_that_was_removed_and_made_again_never_stands_twice_on_the_medium() {
+    let scratch = Scratch::new();
+    let mut crash = Crash::new(Disk::by_mkfs(720, "-F 12 -s 2"));
+    for name in ["HI.TXT", "OLD.TXT", "GONE.TXT"] {
+        crash.put(name, &pattern(700, 1));
+    }
+    crash.flush();
+    // Made again, and given to another file where that stands.
+    crash.remove("HI.TXT", false);
+    crash.put("HI.TXT", &pattern(800, 2));
+    crash.remove("GONE.TXT", false);
+    crash.rename("OLD.TXT", "GONE.TXT");
+    crash.flush();
+    let events = crash.disk.log.lock().unwrap().clone().unwrap();
+    let mut bytes = crash.blank.clone();
+    for (event, count) in events.iter().zip(1..) {
+        if let Event::Write(at, written) = event {
+            bytes[*at as usize..*at as usize + written.len()].copy_from_slice(written);
+            let image = scratch.path("crash.img");
+            save(&bytes, &image);
+            let (_, said) = try_tool("dosfstools", "fsck.fat", &["-n", image.to_str().unwrap()]);
+            assert!(!said.contains("Duplicate directory entry"), "after {count} writes: {said}");
+        }
+    }
+    crash.check_all(&scratch, 1);
+}
+
+#[test]
 fn writes_that_a_crash_reorders_lose_nothing_either() {
     let scratch = Scratch::new();
     let mut crash = Crash::new(Disk::by_mkfs(720, "-F 12 -s 2"));

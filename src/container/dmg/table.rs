@@ -142,6 +142,11 @@ fn from_resources(bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
     (!tables.is_empty()).then_some(tables)
 }
 
+/// No packer makes more of so many bytes; all that a run claims is read at once.
+fn largest_packed(len: u64) -> u64 {
+    len.saturating_add(len / 8).saturating_add(64 << 10)
+}
+
 /// The block table: 204 bytes, then 40 a run.
 fn read_table(bytes: &[u8], at: u64, file_size: u64, data_at: u64, pieces: &mut Vec<Piece>) -> Result<TableSum> {
     let table = Record::new(FORMAT.name, "block table", at, bytes);
@@ -175,6 +180,9 @@ fn read_table(bytes: &[u8], at: u64, file_size: u64, data_at: u64, pieces: &mut 
         }
         if kind.packed() && piece.len > MAX_RUN {
             return Err(row.corrupt_field("number of sectors"));
+        }
+        if kind.packed() && piece.packed > largest_packed(piece.len) {
+            return Err(row.corrupt_field("packed data longer than what is in it"));
         }
         pieces.push(piece);
     }

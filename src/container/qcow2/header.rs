@@ -63,7 +63,9 @@ impl Header {
             return Err(record.corrupt_field("header_length"));
         }
         let compression = if version == 3 && header_length > 104 { record.u8(104)? } else { 0 };
-        let extensions = Extensions::read(device, header_length.into(), 1u64 << cluster_bits)?;
+        // They end where the name of the backing file starts, which QEMU keeps in the first cluster.
+        let end = Some(record.be64(8)?).filter(|&at| at > 0).unwrap_or(u64::MAX).min(1u64 << cluster_bits);
+        let extensions = Extensions::read(device, header_length.into(), end)?;
         refuse(record.be32(32)?, incompatible, compression, &extensions)?;
         let external = incompatible & EXTERNAL_DATA != 0;
         if external && extensions.data_file.is_none() {
@@ -178,7 +180,7 @@ fn backing_name(device: &dyn BlockDevice, record: Record<'_>) -> Result<Option<V
     read_vec(device, at, usize::try_from(len).map_err(|_| Error::Invalid)?).map(Some)
 }
 
-/// Header extensions: what follows the header in the first cluster.
+/// Header extensions: what follows the header in the first cluster, up to the backing file's name.
 #[derive(Default)]
 struct Extensions {
     backing_format: Option<Vec<u8>>,
@@ -190,8 +192,8 @@ struct Extensions {
 }
 
 impl Extensions {
-    fn read(device: &dyn BlockDevice, start: u64, cluster_size: u64) -> Result<Self> {
-        let end = cluster_size.min(device.size());
+    fn read(device: &dyn BlockDevice, start: u64, end: u64) -> Result<Self> {
+        let end = end.min(device.size());
         let len = usize::try_from(end.saturating_sub(start)).map_err(|_| Error::Invalid)?;
         let bytes = read_vec(device, start, len)?;
         let area = Record::new(FORMAT.name, "header extension", start, &bytes);

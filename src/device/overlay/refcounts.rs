@@ -90,6 +90,11 @@ impl Refcounts {
             if geometry.within(*at) != 0 || !inside || !seen.insert(*at) {
                 return Err(Error::corrupt(OVERLAY, "refcount table", header.refcounts.offset));
             }
+            // What lies past the end of the file cannot be counted: of a sparse file of TiB, each block.
+            if geometry.block_start(blocks.len()) >= geometry.clusters(file_size) {
+                blocks.push(Block::Empty);
+                continue;
+            }
             store.read_at(&mut bytes, *at).map_err(io)?;
             let counts: Vec<u16> = bytes.as_chunks::<2>().0.iter().map(|count| u16::from_be_bytes(*count)).collect();
             used = used.saturating_add(counts.iter().filter(|count| **count != 0).count() as u64);

@@ -38,9 +38,24 @@ pub(super) fn checks(ext: &Ext) -> Vec<Check> {
     checks
 }
 
+/// The groups that start within the device. The superblock alone says how many there are, so that
+/// more of them than a volume has can be claimed.
+fn groups_there(ext: &Ext) -> u64 {
+    let superblock = &ext.superblock;
+    let blocks = ext.disk.size().div_ceil(u64::from(superblock.block_size).max(1));
+    let blocks = blocks.saturating_sub(superblock.first_data_block.into());
+    superblock.groups().min(blocks.div_ceil(u64::from(superblock.blocks_per_group).max(1)))
+}
+
+/// What is wrong with the groups that do not.
+fn missing_groups(ext: &Ext) -> Option<String> {
+    let (there, all) = (groups_there(ext), ext.superblock.groups());
+    (there < all).then(|| format!("{} of {all} groups start past the end of the volume", all.saturating_sub(there)))
+}
+
 fn descriptor_faults(ext: &Ext) -> Result<Vec<String>> {
-    let mut faults = Vec::new();
-    for group in 0..ext.superblock.groups() {
+    let mut faults = Vec::from_iter(missing_groups(ext));
+    for group in 0..groups_there(ext) {
         let found = Bitmaps::read(ext.disk.as_ref(), &ext.superblock, group)?;
         if !found.descriptor_ok {
             faults.push(format!("descriptor of group {group} at byte {}", found.at));
@@ -54,9 +69,12 @@ fn descriptor_faults(ext: &Ext) -> Result<Vec<String>> {
 
 fn bitmap_faults(ext: &Ext) -> Result<Vec<String>> {
     let superblock = &ext.superblock;
-    let mut faults = Vec::new();
+    let mut faults = Vec::from_iter(missing_groups(ext));
     let clusters = superblock.blocks_per_group.checked_div(superblock.cluster_blocks).unwrap_or(0);
-    for group in 0..superblock.groups() {
+    for group in 0..groups_there(ext) {
+        if faults.len() >= MAX_FAULTS {
+            break;
+        }
         let Ok(place) = Group::read(ext.disk.as_ref(), superblock, group) else { continue };
         let found = Bitmaps::read(ext.disk.as_ref(), superblock, group)?;
         let [blocks, inodes] = found.sums;
@@ -71,7 +89,7 @@ fn bitmap_faults(ext: &Ext) -> Result<Vec<String>> {
             let bitmap = read_vec(ext.disk.as_ref(), at, usize::try_from(bits / 8).map_err(|_| Error::Invalid)?)?;
             let sum = crc32c(superblock.checksum_seed, &bitmap);
             let sum = if found.wide { sum } else { sum & 0xffff };
-            if sum != stored && faults.len() < MAX_FAULTS {
+            if sum != stored {
                 faults.push(format!("{what} of group {group} at byte {at}"));
             }
         }
@@ -82,8 +100,11 @@ fn bitmap_faults(ext: &Ext) -> Result<Vec<String>> {
 fn inode_faults(ext: &Ext) -> Result<Vec<String>> {
     let superblock = &ext.superblock;
     let size = usize::from(superblock.inode_size);
-    let mut faults = Vec::new();
-    for group in 0..superblock.groups() {
+    let mut faults = Vec::from_iter(missing_groups(ext));
+    for group in 0..groups_there(ext) {
+        if faults.len() >= MAX_FAULTS {
+            break;
+        }
         let Ok(place) = Group::read(ext.disk.as_ref(), superblock, group) else {
             faults.push(format!("group {group} has no inode table"));
             continue;

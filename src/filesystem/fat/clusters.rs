@@ -67,7 +67,7 @@ impl Fat {
         if self.geometry.cluster_offset(entry.cluster).is_none() {
             return Ok(());
         }
-        let chain = self.chain(state, entry.cluster)?;
+        let chain = self.chain(state, entry.cluster, u64::MAX)?;
         self.reserve_links(None, &self.runs_from(&chain, 0))
     }
 
@@ -84,6 +84,7 @@ impl Fat {
 
     /// Makes the chain of a file or directory at least `len` bytes long. Gives its first cluster.
     pub(super) fn extend(&self, state: &mut State, first: u32, chain: Arc<Chain>, len: u64) -> Result<u32> {
+        let chain = if chain.is_short_of(len) { self.chain(state, first, len)? } else { chain };
         let missing = len.saturating_sub(chain.len);
         if missing == 0 {
             return Ok(first);
@@ -112,6 +113,9 @@ impl Fat {
 
     /// Cuts a chain to the clusters that hold its first `len` bytes. Gives its first cluster.
     pub(super) fn shrink(&self, state: &mut State, first: u32, chain: &Chain, len: u64) -> Result<u32> {
+        // All of what comes behind is freed.
+        let whole = if chain.is_short_of(u64::MAX) { Some(self.chain(state, first, u64::MAX)?) } else { None };
+        let chain = whole.as_deref().unwrap_or(chain);
         let size = u64::from(self.geometry.cluster_size);
         let kept = len.div_ceil(size).saturating_mul(size);
         let whole = kept == chain.len && (kept == 0 || matches!(chain.end, End::Mark(_)));
@@ -150,7 +154,7 @@ impl Fat {
     /// Frees all clusters of an entry.
     pub(super) fn free_contents(&self, state: &mut State, entry: &Entry) -> Result<()> {
         if self.geometry.cluster_offset(entry.cluster).is_some() {
-            let chain = self.chain(state, entry.cluster)?;
+            let chain = self.chain(state, entry.cluster, u64::MAX)?;
             self.shrink(state, entry.cluster, &chain, 0)?;
         }
         Ok(())

@@ -4,7 +4,7 @@ use std::sync::PoisonError;
 
 use super::directory::Row;
 use super::entry::{Entry, SLOT};
-use super::name::{check_new, exact_short};
+use super::name::check_new;
 use super::rows::Found;
 use super::state::State;
 use super::write::now;
@@ -120,6 +120,7 @@ impl Fat {
     /// ever exists. Over two sectors, where a crash could leave a part of each name, only when it
     /// is to be done `anyway`. `false` when it was not done.
     fn rewrite(&self, state: &mut State, source: &Found, name: &[u8], entry: &mut Entry, anyway: bool) -> Result<bool> {
+        self.settle_short_name(state, source.key, name)?;
         let directory = self.directory(state, source.key)?;
         let removed = directory.write().unwrap_or_else(PoisonError::into_inner).remove(&self.hasher, source.slot);
         let row = removed.ok_or(Error::NotFound)?;
@@ -153,10 +154,6 @@ impl Fat {
         name: &[u8],
         entry: &mut Entry,
     ) -> Result<()> {
-        if exact_short(name).is_some_and(|(short, _)| state.removed_names.contains(&(key, short))) {
-            // Were the removed entry of this name still there after a crash, fsck.fat would rename one.
-            self.commit(state)?;
-        }
         let (first, slot, short) = self.link(state, key, name, entry)?;
         let position = self.slot_position(state, key, slot)?;
         for piece in first..slot {

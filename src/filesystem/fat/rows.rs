@@ -82,7 +82,7 @@ impl Fat {
         }
         let held = chain.len;
         self.extend(state, first, chain, len)?;
-        let longer = self.chain(state, first)?;
+        let longer = self.chain(state, first, len)?;
         if let Err(error) = self.write_zeros(&longer, held, longer.len) {
             self.shrink(state, first, &longer, held)?;
             return Err(error);
@@ -142,6 +142,15 @@ impl Fat {
         Ok(slots)
     }
 
+    /// Writes back when the short name that a new entry is to have was removed here and may still be on
+    /// the disk: of two entries of one name after a crash, fsck.fat would rename one.
+    pub(super) fn settle_short_name(&self, state: &mut State, key: u32, name: &[u8]) -> Result<()> {
+        match exact_short(name) {
+            Some((short, _)) if state.removed_names.contains(&(key, short)) => self.commit(state),
+            _ => Ok(()),
+        }
+    }
+
     /// Stores an entry under a name that is not in the directory. Gives the slot of the 8.3 entry.
     pub(super) fn link(
         &self,
@@ -150,6 +159,7 @@ impl Fat {
         name: &[u8],
         entry: &mut Entry,
     ) -> Result<(u32, u32, [u8; 11])> {
+        self.settle_short_name(state, key, name)?;
         let slots = self.new_slots(state, key, name, entry)?;
         let count = u32::try_from(slots.len()).map_err(|_| Error::NameTooLong)?;
         let first = self.take_slots(state, key, count)?;

@@ -27,7 +27,7 @@ const KEPT_PIECES: u64 = 8 << 20;
 pub(super) struct Chain {
     /// Where the bytes are, from 0 to `len`.
     pub runs: RunList,
-    /// Bytes up to the end of the chain, or to where it is broken.
+    /// Bytes up to the end of the chain, to where it is broken, or to where no one asked further.
     pub len: u64,
     /// The last cluster; 0 when there is none.
     pub last: u32,
@@ -41,6 +41,8 @@ pub(super) enum End {
     /// With an end mark; the byte position of that table entry (of the directory entry in an
     /// empty chain).
     Mark(u64),
+    /// It goes on: no more of it was asked for. The byte position of the last table entry that was.
+    Further(u64),
     /// With something that is not a cluster of this chain.
     Broken(Error),
 }
@@ -75,8 +77,13 @@ impl Chain {
     pub fn end_error(&self) -> Error {
         match &self.end {
             End::Broken(error) => error.clone(),
-            End::Mark(at) => corrupt("cluster chain (shorter than its file)", *at),
+            End::Mark(at) | End::Further(at) => corrupt("cluster chain (shorter than its file)", *at),
         }
+    }
+
+    /// Whether it goes on before it has so many bytes.
+    pub fn is_short_of(&self, most: u64) -> bool {
+        matches!(self.end, End::Further(_)) && self.len < most
     }
 
     /// Fills `buf` with the bytes from `offset`; an error when any of them lies past the chain.
@@ -271,25 +278,39 @@ impl Table {
         self.number(piece, cluster).map(|number| self.link(number)).ok_or(missing)
     }
 
-    /// The chain that starts at a cluster, up to its end or to where it is broken.
-    pub fn chain(&self, changes: &Changes, first: u32) -> Chain {
+    /// The chain that starts at a cluster: its end or where it is broken, if that is within its first
+    /// `most` bytes or behind the last of them. What no one asks for costs nothing.
+    pub fn chain(&self, changes: &Changes, first: u32, most: u64) -> Chain {
         let mut chain = Chain::empty();
         let mut kept = None;
         // Brent's search for a loop: `marked` is the cluster of the last step that was a power of two.
+        // It finds one that begins and ends within so many steps before three times as many.
         let (mut cluster, mut marked, mut steps) = (first, 0, 0u64);
+        let mut enough = u64::MAX;
         let what = loop {
             if cluster == marked {
-                return self.before_loop(changes, first);
+                return self.before_loop(changes, first, most);
             }
-            if !self.push(&mut chain, cluster) {
-                break "cluster chain (a number that no cluster has)";
+            if enough == u64::MAX {
+                if !self.push(&mut chain, cluster) {
+                    break "cluster chain (a number that no cluster has)";
+                }
+                if chain.len >= most {
+                    enough = steps.saturating_add(1).saturating_mul(3);
+                    chain.end = End::Further(self.entry_at(cluster));
+                }
+            } else if steps > enough {
+                return chain;
             }
             steps = steps.saturating_add(1);
             if steps.is_power_of_two() {
                 marked = cluster;
             }
-            match self.follow(changes, &mut kept, cluster) {
+            let link = self.follow(changes, &mut kept, cluster);
+            match link {
                 Ok(Link::Next(next)) => cluster = next,
+                // What comes after that much is the matter of whoever asks for it.
+                _ if chain.last != cluster => return chain,
                 Ok(Link::End) => {
                     chain.end = End::Mark(self.entry_at(cluster));
                     return chain;
@@ -314,7 +335,7 @@ impl Table {
     }
 
     /// The part of a chain that is known to lead back into itself, up to the first repetition.
-    fn before_loop(&self, changes: &Changes, first: u32) -> Chain {
+    fn before_loop(&self, changes: &Changes, first: u32, most: u64) -> Chain {
         let mut chain = Chain::empty();
         let mut kept = None;
         let mut seen = HashSet::new();
@@ -323,6 +344,10 @@ impl Table {
             match self.follow(changes, &mut kept, cluster) {
                 Ok(Link::Next(next)) => cluster = next,
                 _ => break,
+            }
+            if chain.len >= most && !seen.contains(&cluster) {
+                chain.end = End::Further(self.entry_at(chain.last));
+                return chain;
             }
         }
         chain.end = End::Broken(corrupt("cluster chain (it leads back into itself)", self.entry_at(chain.last)));

@@ -125,14 +125,14 @@ impl Fat {
     /// Grows a file to `size`: `buf` is what comes last in it, zeros what comes between.
     fn grow(&self, state: &mut State, file: NodeId, entry: &mut Entry, size: u64, buf: &[u8]) -> Result<()> {
         let position = state.nodes.position(file);
-        let chain = self.file_chain(state, entry, position)?;
+        let chain = self.file_chain_to(state, entry, position, size)?;
         let old = u64::from(entry.size);
         if old > chain.len {
             return Err(chain.end_error());
         }
         let held = chain.len;
         let first = self.extend(state, entry.cluster, chain, size)?;
-        let longer = self.chain(state, first)?;
+        let longer = self.chain(state, first, size)?;
         let start = size.saturating_sub(buf.len() as u64);
         let written = self.write_zeros(&longer, old, start).and_then(|()| self.write_runs(&longer, buf, start));
         if let Err(error) = written {
@@ -174,7 +174,7 @@ impl Fat {
         if size > MAX_SIZE {
             return Err(Error::TooLarge);
         }
-        let held = self.file_chain(state, entry, state.nodes.position(file))?.len;
+        let held = self.file_chain_to(state, entry, state.nodes.position(file), size)?.len;
         let missing = size.saturating_sub(held).div_ceil(u64::from(self.geometry.cluster_size));
         self.free_map(state)?;
         let free = state.free_clusters().unwrap_or(0);
