@@ -95,6 +95,11 @@ impl Target {
 
     /// The node at the path. A path that a volume has below its own root is suggested.
     pub fn find(&self, image: &Image, forest: &Forest) -> Result<NodeId> {
+        Ok(self.locate(image, forest)?.node)
+    }
+
+    /// The same, and where that is.
+    pub fn locate(&self, image: &Image, forest: &Forest) -> Result<Place> {
         let shown = || format!("{}:/{}", self.image.display(), imgfs::text::printable(trimmed(&self.path)));
         match self.follow(forest) {
             Err(error @ Error::NotFound) => Err(error).with_context(|| match self.suggestion(image) {
@@ -111,7 +116,7 @@ impl Target {
     }
 
     /// The links that the forest itself makes (`files`, `by-label/…`) are followed; the medium's are not.
-    fn follow(&self, forest: &Forest) -> imgfs::error::Result<NodeId> {
+    fn follow(&self, forest: &Forest) -> imgfs::error::Result<Place> {
         let mut names = self.path.split(|&byte| byte == b'/').filter(|name| !name.is_empty());
         let mut path: Vec<u8> = Vec::new();
         let depth = if trimmed(&self.path).starts_with(b"by-") { 2 } else { 1 };
@@ -126,7 +131,8 @@ impl Target {
             path.push(b'/');
             path.extend_from_slice(name);
         }
-        forest.find(&path)
+        let node = forest.find(&path)?;
+        Ok(Place { node, path: trimmed(&path).to_vec() })
     }
 
     /// Why a part that the path starts with has nothing below it.
@@ -155,6 +161,14 @@ impl Target {
         let name = self.path.split(|&byte| byte == b'/').rfind(|name| !name.is_empty() && *name != b".")?;
         Some(OsString::from_vec(name.to_vec()))
     }
+}
+
+/// A node, and the way to it once the links of the forest are followed: `p1/etc` of `files/etc`.
+pub struct Place {
+    /// The node.
+    pub node: NodeId,
+    /// Its path below the mount's root.
+    pub path: Vec<u8>,
 }
 
 /// Why there is no image of a name, and what may have been meant.

@@ -504,6 +504,43 @@ fn dfxml_says_what_fiwalk_says() {
     assert!(compared > 40, "{compared}");
 }
 
+/// The elements of DFXML that say nothing of the run: neither when nor with which words.
+fn volumes(xml: &str) -> String {
+    xml.split_once("</source>").unwrap().1.to_owned()
+}
+
+#[test]
+fn dfxml_of_a_link_to_a_volume_is_that_of_the_volume() {
+    let scratch = Scratch::new();
+    let image = demo(&scratch);
+    let _untouched = Untouched::new(&image);
+    scratch.write("dfxml.rng", include_bytes!("../dfxml.rng"));
+    let bytes = std::fs::read(&image).unwrap();
+    let xml = |path: &str| ok(&["manifest", "--format", "dfxml", &format!("{}:{path}", text(&image))]);
+    let label = ok(&["ls", &format!("{}:/by-label", text(&image))]);
+    let labels: Vec<String> = label.lines().map(|name| format!("/by-label/{name}")).collect();
+    let link = |name: &String| volumes(&xml(name)) == volumes(&xml("/p2"));
+    assert!(labels.iter().any(link), "{labels:?}");
+    for below in ["", "/home", "/home/ada/notes.txt"] {
+        let found = xml(&format!("/files{below}"));
+        assert_eq!(volumes(&found), volumes(&xml(&format!("/p2{below}"))));
+        scratch.write("out.xml", found.as_bytes());
+        scratch.sh("libxml2-utils", "xmllint --noout --relaxng dfxml.rng out.xml 2> said || { head said >&2; false; }");
+    }
+    // The second partition of the image starts further up.
+    let found = xml("/files/home/ada/notes.txt");
+    let number = |name: &str| -> usize {
+        let rest = found.split_once(&format!("{name}='")).unwrap().1;
+        rest.split_once('\'').unwrap().0.parse().unwrap()
+    };
+    let at = number("img_offset");
+    assert!(at > number("fs_offset"), "{found}");
+    assert!(bytes[at..].starts_with(b"The Analytical Engine weaves"), "{found}");
+    let bodies = ["/files/home", "/p2/home"]
+        .map(|path| ok(&["manifest", "--format", "bodyfile", &format!("{}:{path}", text(&image))]));
+    assert_eq!(bodies[0], bodies[1]);
+}
+
 #[test]
 fn dfxml_is_well_formed_whatever_the_names_are() {
     let scratch = Scratch::new();
