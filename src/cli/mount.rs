@@ -7,6 +7,7 @@ use std::fs::{DirBuilder, File};
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -90,6 +91,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
         options.stack.container.cache_size = options.stack.cache_size;
     }
     let target = Target::parse(&args.target)?;
+    // The log's last events come when this process has left its folder.
+    let image = std::path::absolute(&target.image)?;
     ensure!(target.path.is_empty(), "a whole image is mounted: leave out the path (-o tree=p1 shows one tree)");
     options.stack.writing = args.writing.parse_with(&target.image, options.read_write, options.overlay.as_deref())?;
     ensure!(
@@ -105,7 +108,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
             Some(path) if std::fs::metadata(&path).is_ok_and(|found| found.len() == 0) => {
                 let _ = std::fs::remove_file(path);
             }
-            _ => log.event("failed", json!({ "image": provenance::identity(&target.image), "error": sentence(error) })),
+            _ => log.event("failed", json!({ "image": provenance::identity(&image), "error": sentence(error) })),
         }
     }
     result
@@ -150,7 +153,7 @@ fn mount(
         // Set only here, so that it cannot be set already.
         let _ = kept.set(log.clone());
     };
-    let (finish_log, path, commit) = (log.clone(), target.image.clone(), args.commit);
+    let (finish_log, path, commit) = (log.clone(), std::path::absolute(&target.image)?, args.commit);
     serve(tree, &options, &mountpoint, (&keeper, host), attached, move || {
         let statistics = image.cached.statistics();
         log::debug!(
@@ -239,6 +242,8 @@ impl Host {
 
 /// How many heaps glibc makes; other C libraries do not look at it.
 const HEAPS: &str = "MALLOC_ARENA_MAX";
+/// What the first process tells the second.
+pub const OWN_WORDS: [&str; 2] = ["--daemon", "--ask"];
 
 /// Starts this program once more with the same words, and waits until it is ready or has failed.
 fn start_daemon(args: &Args) -> Result<Outcome> {
@@ -247,9 +252,14 @@ fn start_daemon(args: &Args) -> Result<Outcome> {
     let mut words = std::env::args_os().skip(1).peekable();
     let mut command = Command::new(program);
     if words.peek().is_some_and(|word| word == "mount") {
-        words.next();
+        command.args(words.next());
     }
-    command.arg("mount").arg("--daemon").args(key::attended().then_some("--ask")).args(words);
+    let [daemon, ask] = OWN_WORDS;
+    command.arg(daemon).args(key::attended().then_some(ask)).args(words);
+    if let Some(name) = std::env::args_os().next() {
+        command.arg0(name);
+    // In its place, or not there, so that the log has what the user wrote.
+    }
     let stdin = if args.image.key.uses_stdin() { Stdio::inherit() } else { Stdio::null() };
     command.stdin(stdin).stdout(Stdio::piped());
     // glibc would give each thread its own heap, and what one thread keeps and another drops would

@@ -273,6 +273,42 @@ fn mount_8_and_fstab_mount_through_the_helper_as_root() {
                 "echo '{} {} fuse.imgfs defaults,noauto,user 0 0' > fstab; mount -T fstab {}",
                 text(&image),
                 text(&at),
+#[test]
+fn the_log_of_a_mount_has_the_words_of_the_user_and_the_whole_identity_of_the_image() {
+    use std::os::unix::ffi::OsStrExt;
+    let scratch = Scratch::new();
+    demo(&scratch);
+    fs::create_dir(scratch.path("mnt")).unwrap();
+    let name = std::ffi::OsStr::from_bytes(b"log \xff\xc2\x9b.jsonl");
+    let overlay = std::ffi::OsStr::from_bytes(b"o\xe9.qcow2");
+    let mut command = Command::new("env");
+    command.arg("-C").arg(scratch.folder()).arg(imgfs().get_program());
+    command.args(["demo.img", "mnt", "--commit", "--log"]).arg(name).arg("--overlay").arg(overlay);
+    let mounted = said(command.output().unwrap());
+    assert_eq!(mounted.code, Some(0), "{}", mounted.err);
+    fs::write(scratch.path("mnt/p1/NEW"), "new").unwrap();
+    let list: Value = serde_json::from_str(&ok(&["list", "--json"])).unwrap();
+    let mounts = list["mounts"].as_array().unwrap();
+    let mount = mounts.iter().find(|mount| mount["mountpoint"] == text(&scratch.path("mnt"))).unwrap();
+    assert!(mount["overlay_hex"].as_str().unwrap().ends_with("6fe92e71636f7732"), "{mount}");
+    ok(&["umount", text(&scratch.path("mnt"))]);
+    let log = fs::read(scratch.path("").join(name)).unwrap();
+    // A terminal that shows it is not steered.
+    assert!(!log.windows(2).any(|two| two == b"\xc2\x9b"));
+    let found = events(&scratch.path("").join(name));
+    let kinds: Vec<&str> = found.iter().map(|event| event["event"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["mount", "commit", "unmount"]);
+    for event in &found {
+        assert_eq!(event["image"]["path"], text(&scratch.path("demo.img")), "{event}");
+        assert!(event["image"]["size"].is_u64() && event["image"]["inode"].is_u64(), "{event}");
+        let words: Vec<&str> =
+            event["command"].as_array().unwrap()[1..5].iter().map(|word| word.as_str().unwrap()).collect();
+        assert_eq!(words, ["demo.img", "mnt", "--commit", "--log"]);
+        assert_eq!(event["command_hex"][5], "6c6f6720ffc29b2e6a736f6e6c");
+    }
+    assert!(found[0]["overlay_hex"].as_str().unwrap().ends_with("6fe92e71636f7732"));
+}
+
                 text(&at)
             ),
             "ro,",
