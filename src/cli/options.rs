@@ -216,8 +216,9 @@ pub const KNOWN: &[Known] = &[
     known("iocharset", "utf8", ""),
     known("owners", "", "the disk's owners and permissions (the default for root)"),
     known("noowners", "", "everything belongs to the caller and is readable (the default for others)"),
-    known("uid", "N", "owner of all files"),
-    known("gid", "N", "group of all files"),
+    known("part", "N", "as tree=pN: the tree of partition N alone"),
+    known("uid", "USER", "owner of all files: a number, or a name of this host"),
+    known("gid", "GROUP", "group of all files, likewise"),
     known("umask", "OCTAL", "permission bits to take away"),
     known("fmask", "OCTAL", "the same, from files only"),
     known("dmask", "OCTAL", "the same, from directories only"),
@@ -278,7 +279,13 @@ const IGNORED: &[&str] = &[
     "dirsync",
     "utf8",
     "nouser",
-    "nofail",
+    "silent",
+    "loud",
+    "mand",
+    "nomand",
+    "iversion",
+    "noiversion",
+    "nosymfollow",
 ];
 
 impl MountOptions {
@@ -327,13 +334,14 @@ impl MountOptions {
             "symlinks" => self.symlinks = Some(symlinks(text)?),
             "owners" => self.owners = Some(true),
             "noowners" => self.owners = Some(false),
-            "uid" => self.uid = Some(number(text)?),
-            "gid" => self.gid = Some(number(text)?),
+            "uid" => self.uid = Some(id(text, "user", "/etc/passwd")?),
+            "gid" => self.gid = Some(id(text, "group", "/etc/group")?),
             "umask" => (self.fmask, self.dmask) = (Some(octal(text)?), Some(octal(text)?)),
             "fmask" => self.fmask = Some(octal(text)?),
             "dmask" => self.dmask = Some(octal(text)?),
             "allow_other" => self.allow_other = true,
             "hashes" => self.hashes = true,
+            "part" => self.tree = Some(Some(part(text)?)),
             "offset" | "start" => self.stack.offset = size(text)?,
             "sizelimit" | "length" => self.stack.size_limit = Some(size(text)?),
             "format" => self.stack.container.format = Some(text.to_owned()),
@@ -388,6 +396,9 @@ fn unknown(name: &str) -> anyhow::Error {
     match nearest.filter(|(distance, known)| *distance <= known.len().div_ceil(2)) {
         Some((_, known)) => anyhow::anyhow!("unknown option; did you mean {known}?"),
         None => anyhow::anyhow!("unknown option; `imgfs mount --help` lists them"),
+        "remount" => {
+            return anyhow::anyhow!("imgfs cannot change a mount that is there: unmount it, and mount the image again");
+        }
     }
 }
 
@@ -405,6 +416,26 @@ fn symlinks(text: &str) -> Result<SymlinkChoice> {
 }
 
 /// The words of the kernel's isofs, and its letters for them.
+/// The owner's or the group's number: as it is, or by its name in a file of the host. To be asked for
+/// before the sandbox, as all options are.
+fn id(text: &str, what: &str, names: &str) -> Result<u32> {
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    let list = std::fs::read_to_string(names).with_context(|| names.to_owned())?;
+    let row = |line: &str| {
+        let mut fields = line.split(':');
+        if fields.next() == Some(text) { fields.nth(1)?.parse().ok() } else { None }
+    };
+    list.lines().find_map(row).with_context(|| format!("{text:?} is neither a number nor a {what} in {names}"))
+}
+
+/// `1` and `p1` are the same tree.
+fn part(text: &str) -> Result<String> {
+    let digits = text.strip_prefix('p').unwrap_or(text);
+    Ok(format!("p{}", number::<u32>(digits)?))
+}
+
 fn name_map(text: &str) -> Result<NameMap> {
     match text {
         "off" | "o" => Ok(NameMap::Off),
@@ -462,7 +493,9 @@ mod tests {
         assert_eq!(message("norok"), "-o norok: unknown option; did you mean norock?");
         assert_eq!(message("sesion=1"), "-o sesion=1: unknown option; did you mean session?");
         assert!(message("suid").contains("never work"));
-        assert!(message("uid").contains("uid=N"));
+        assert!(message("uid").contains("uid=USER"));
+        assert!(message("remount,ro").contains("unmount it"));
+        assert!(message("uid=no:body").contains("is neither a number nor a user in /etc/passwd"));
         assert!(message("umask=9").contains("octal"));
     }
 
@@ -476,6 +509,18 @@ mod tests {
     }
 
     #[test]
+    #[test]
+    fn a_partition_and_an_owner_have_a_number_and_a_name() {
+        let parse = |text| MountOptions::parse([text]).unwrap();
+        for text in ["part=5", "part=p5", "tree=p5"] {
+            assert_eq!(parse(text).tree, Some(Some("p5".to_owned())), "{text}");
+        }
+        assert!(MountOptions::parse(["part=five"]).is_err() && MountOptions::parse(["part"]).is_err());
+        let options = parse("uid=root,gid=root,silent,nosymfollow");
+        assert_eq!((options.uid, options.gid), (Some(0), Some(0)));
+        assert_eq!(parse("uid=1234").uid, Some(1234));
+    }
+
     fn every_option_of_the_table_is_understood() {
         for known in KNOWN {
             let value = match known.value {

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
 use imgfs::error::Error;
@@ -30,11 +31,18 @@ pub struct ImageArgs {
     #[command(flatten)]
     pub safety: SafetyArgs,
 }
+    /// Parsed once, while names of users can still be looked up
+    #[arg(skip)]
+    parsed: OnceLock<MountOptions>,
 
 impl ImageArgs {
     /// The options, and the keys; `ask` as for [`KeyArgs::source`].
     pub fn parse(&self, ask: bool) -> Result<MountOptions> {
-        let mut options = MountOptions::parse(self.options.iter().map(String::as_str))?;
+        let mut options = match self.parsed.get() {
+            Some(parsed) => parsed.clone(),
+            None => MountOptions::parse(self.options.iter().map(String::as_str))?,
+        };
+        let _ = self.parsed.set(options.clone());
         self.key.prepare(&options, ask)?;
         options.stack.keys = self.key.source(ask);
         options.stack.container.map = self.map.clone();

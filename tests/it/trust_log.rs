@@ -327,7 +327,9 @@ fn the_log_of_a_mount_has_the_words_of_the_user_and_the_whole_identity_of_the_im
     let refused = helper(&[text(&image), text(&at), "-o", "rw,suid"]);
     assert!(refused.code == Some(32) && refused.err.contains("-o suid: refused"), "{}", refused.err);
     assert_eq!(helper(&[text(&image)]).code, Some(1));
-    assert_eq!(helper(&[text(&image), text(&at), "-f", "-o", "ro"]).code, Some(0));
+    assert_eq!(helper(&[text(&image), text(&at), "-f", "-o", "ro,uid=nobody"]).code, Some(0));
+    let pretended = helper(&[text(&image), text(&at), "-f", "-o", "nonsense"]);
+    assert!(pretended.code == Some(32) && pretended.err.contains("unknown option"), "{}", pretended.err);
     assert!(mount_of(&at).is_none());
     assert_eq!(helper(&[text(&image), text(&at), "-sn", "-o", "rw,nonsense=1"]).code, Some(0));
     assert!(mount_of(&at).unwrap().0.starts_with("ro,"));
