@@ -180,7 +180,7 @@ impl<'a> Copy<'a> {
             }
             Ok(())
         });
-        self.bar.set_length(total);
+        progress::set_total(&self.bar, total);
     }
 
     /// Copies `top` and everything below it into `folder`.

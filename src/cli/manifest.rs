@@ -163,13 +163,12 @@ fn write(context: &Scene<'_>, jobs: &[Job], writer: &mut dyn Writer, out: &mut d
     if !bar.is_hidden() {
         let files = jobs.iter().filter(|job| job.row.kind == Kind::File);
         let sizes = files.map(|job| context.forest.attributes(job.row.node).map_or(0, |attributes| attributes.size));
-        bar.set_length(sizes.sum());
+        progress::set_total(&bar, sizes.sum());
     }
     writer.start(out)?;
     let mut rows = jobs.iter();
-    parallel::in_order(jobs.iter(), 64, |job| facts(context, job), &mut |facts: Facts| {
+    parallel::in_order(jobs.iter(), 64, |job| facts(context, job, &|len| bar.inc(len)), &mut |facts: Facts| {
         let job = rows.next().context("more results than nodes")?;
-        bar.inc(facts.contents.as_ref().map_or(0, |(size, _)| *size));
         if let Some(error) = &facts.error {
             outcome = Outcome::Partial;
             bar.suspend(|| eprintln!("imgfs: {}: {}", printable(&job.path), imgfs::text::tamed(error)));
@@ -211,13 +210,13 @@ fn jobs(forest: &Forest, place: &Place, target: &Target, format: Format) -> Resu
     Ok(jobs)
 }
 
-fn facts(context: &Scene<'_>, job: &Job) -> Facts {
+fn facts(context: &Scene<'_>, job: &Job, progress: &dyn Fn(u64)) -> Facts {
     let (forest, node) = (context.forest, job.row.node);
     let attributes = forest.attributes(node);
     let target = if job.row.kind == Kind::Symlink { forest.read_link(node).ok() } else { None };
     let contents = match &job.failed {
         Some(error) => Err(anyhow::Error::new(error.clone())),
-        None => hashing::node(forest, node, job.row.kind, context.algorithms),
+        None => hashing::node(forest, (node, job.row.kind), context.algorithms, progress),
     };
     let (contents, error) = match contents {
         Ok(contents) => {

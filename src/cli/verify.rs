@@ -225,7 +225,7 @@ fn against_lists(file: &Path, piece: Option<&str>, bar: &ProgressBar) -> Result<
     if stored.is_empty() {
         return Ok(Vec::new());
     }
-    bar.inc_length(host.size());
+    progress::add(bar, host.size());
     let wanted = [Wanted { range: 0..host.size(), algorithms: algorithms.clone() }];
     let found = hashing::ranges(&host, &wanted, &mut |len| bar.inc(len)).pop().unwrap_or(Ok(Vec::new()));
     let verdict = |one: &Stored| match (&one.digest, &found) {
@@ -271,7 +271,7 @@ fn make(checks: &[Check], whose: &str, bar: &ProgressBar) -> Vec<Line> {
     let mut devices: Vec<Device> = Vec::new();
     for found in checks.iter().filter_map(device) {
         if !devices.iter().any(|known| Arc::ptr_eq(known, &found)) {
-            bar.inc_length(found.size());
+            progress::add(bar, found.size());
             devices.push(found);
         }
     }
@@ -311,6 +311,7 @@ fn make(checks: &[Check], whose: &str, bar: &ProgressBar) -> Vec<Line> {
     let line = |(check, verdict): (&Check, Option<Verdict>)| Line {
         what: check.what.clone(),
         place: format!("{whose}, {}", check.place),
+            // How long a walk takes nobody knows.
         verdict: verdict.unwrap_or_else(|| other(check)),
     };
     checks.iter().zip(lines).map(line).collect()
