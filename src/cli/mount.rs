@@ -137,6 +137,8 @@ fn mount(
     confine(args, &options, &target.image)?;
     // From here on the image is decoded, and nothing can be done any more but that.
     let image = target.open_with(options.clone())?;
+    // Nobody is asked for anything any more, and the terminal may go away.
+    args.image.key.close();
     if args.commit {
         image.check_committable()?;
     }
@@ -531,6 +533,7 @@ fn announce(
         let mut out = std::io::stdout();
         writeln!(out, "{READY}").and_then(|()| out.flush())?;
         std::env::set_current_dir("/")?;
+        rustix::stdio::dup2_stdin(null.as_fd())?;
         rustix::stdio::dup2_stdout(null.as_fd())?;
         rustix::stdio::dup2_stderr(null.as_fd())?;
     }
