@@ -108,9 +108,17 @@ pub fn run(args: &Args) -> Result<Outcome> {
         print(&lines, (verified, mismatches, unread))?;
     }
     if result == "nothing" {
+        let lists = Target::parse(&args.target).and_then(|target| sums::lists_beside(&target.image));
+        let said = match lists.unwrap_or_default().as_slice() {
+            [] => "no list of digests beside it".to_owned(),
+            [list] => format!("{} does not name it", printable(list.as_bytes())),
+            [first, rest @ ..] => {
+                format!("{} and {} more lists do not name it", printable(first.as_bytes()), rest.len())
+            }
+        };
         eprintln!(
-            "imgfs: {}: nothing to verify against: no list of digests beside it, and no checksums in it",
-            args.target.display()
+            "imgfs: {}: nothing to verify against: {said}, and no checksums in it",
+            printable(args.target.as_encoded_bytes())
         );
     }
     Ok(match result {
@@ -303,7 +311,9 @@ fn make(checks: &[Check], whose: &str, bar: &ProgressBar) -> Vec<Line> {
     let other = |check: &Check| match &check.proof {
         Proof::Known(fault) => Verdict::from_faults(fault.iter().cloned().collect()),
         Proof::Walk(walk) => {
+            // How long a walk takes nobody knows.
             bar.set_message(check.what.clone());
+            bar.tick();
             walk().map_or_else(|error| Verdict::from_error(&error), Verdict::from_faults)
         }
         Proof::Digest { .. } | Proof::Reads(_) => Verdict::Unread("it was not calculated".to_owned()),
@@ -311,7 +321,6 @@ fn make(checks: &[Check], whose: &str, bar: &ProgressBar) -> Vec<Line> {
     let line = |(check, verdict): (&Check, Option<Verdict>)| Line {
         what: check.what.clone(),
         place: format!("{whose}, {}", check.place),
-            // How long a walk takes nobody knows.
         verdict: verdict.unwrap_or_else(|| other(check)),
     };
     checks.iter().zip(lines).map(line).collect()
