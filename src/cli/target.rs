@@ -5,11 +5,12 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use imgfs::error::Error;
 use imgfs::filesystem::{FileSystem, NodeId};
 use imgfs::forest::Forest;
-use imgfs::stack::{Image, Tree};
+use imgfs::stack::{Image, Tree, Writing};
+use imgfs::text::printable;
 use rustix::io::Errno;
 
 use super::key::{self, KeyArgs};
@@ -30,10 +31,10 @@ pub struct ImageArgs {
     pub key: KeyArgs,
     #[command(flatten)]
     pub safety: SafetyArgs,
-}
     /// Parsed once, while names of users can still be looked up
     #[arg(skip)]
     parsed: OnceLock<MountOptions>,
+}
 
 impl ImageArgs {
     /// The options, and the keys; `ask` as for [`KeyArgs::source`].
@@ -48,6 +49,20 @@ impl ImageArgs {
         options.stack.container.map = self.map.clone();
         options.stack.container.references.clone_from(&self.safety.allow_references);
         options.stack.container.progress = progress::hook();
+        Ok(options)
+    }
+
+    /// The same of a command that only looks at an image: with what was never written, it would show less
+    /// than was asked for.
+    pub fn parse_to_read(&self, image: &Path, ask: bool) -> Result<MountOptions> {
+        let options = self.parse(ask)?;
+        if options.read_write {
+            let overlay = options.overlay.clone().unwrap_or_else(|| options::beside(image));
+            bail!(
+                "-o rw: this command shows the image as it is; for the image with its changes name the overlay in its place: {}",
+                printable(overlay.as_os_str().as_encoded_bytes())
+            );
+        }
         Ok(options)
     }
 
@@ -91,7 +106,7 @@ impl Target {
 
     /// Opens the image.
     pub fn open(&self, args: &ImageArgs) -> Result<Image> {
-        self.open_with(args.parse(key::attended())?)
+        self.open_with(args.parse_to_read(&self.image, key::attended())?)
     }
 
     /// Opens the image with options already parsed.

@@ -172,7 +172,7 @@ fn lines(args: &Args, bar: &ProgressBar) -> Result<Vec<Line>> {
     }
     sandbox.enter()?;
     let mut lines = if target.image.is_dir() { Vec::new() } else { against_lists(&target.image, None, bar)? };
-    let options = args.image.parse(key::attended())?;
+    let options = args.image.parse_to_read(&target.image, key::attended())?;
     let files = options.stack.container.files.clone();
     let image = match target.open_with(options) {
         Ok(image) => image,
