@@ -242,10 +242,10 @@ impl Host {
     }
 }
 
-/// How many heaps glibc makes; other C libraries do not look at it.
-const HEAPS: &str = "MALLOC_ARENA_MAX";
 /// What the first process tells the second.
 pub const OWN_WORDS: [&str; 2] = ["--daemon", "--ask"];
+/// How many heaps glibc makes; other C libraries do not look at it.
+const HEAPS: &str = "MALLOC_ARENA_MAX";
 
 /// Starts this program once more with the same words, and waits until it is ready or has failed.
 fn start_daemon(args: &Args) -> Result<Outcome> {
@@ -253,6 +253,7 @@ fn start_daemon(args: &Args) -> Result<Outcome> {
     let program = std::env::current_exe().context("finding the program itself")?;
     let mut words = std::env::args_os().skip(1).peekable();
     let mut command = Command::new(program);
+    // In its place, or not there, so that the log has what the user wrote.
     if words.peek().is_some_and(|word| word == "mount") {
         command.args(words.next());
     }
@@ -260,7 +261,6 @@ fn start_daemon(args: &Args) -> Result<Outcome> {
     command.arg(daemon).args(key::attended().then_some(ask)).args(words);
     if let Some(name) = std::env::args_os().next() {
         command.arg0(name);
-    // In its place, or not there, so that the log has what the user wrote.
     }
     let stdin = if args.image.key.uses_stdin() { Stdio::inherit() } else { Stdio::null() };
     command.stdin(stdin).stdout(Stdio::piped());
@@ -575,12 +575,14 @@ fn explain_refused(error: std::io::Error, mountpoint: &Path) -> anyhow::Error {
         "users may not open /dev/fuse on this host: udev's rule is `chmod 666 /dev/fuse`"
     } else if error.kind() == std::io::ErrorKind::NotFound {
         "fusermount3 is needed to mount as an ordinary user: install the package fuse3"
+    } else if text.contains("no write access to mountpoint") {
+        "mount onto a folder of your own (mkdir it), or let `imgfs open IMAGE` make one"
     } else if text.contains("user_allow_other") {
         "allow_other needs the line user_allow_other in /etc/fuse.conf"
     } else if error.kind() == std::io::ErrorKind::PermissionDenied || text.contains("not permitted") {
         "not permitted here: the mount point has to be yours, and a container needs CAP_SYS_ADMIN or fusermount3; ls, cat and cp work without mounting"
     } else {
-        "the mount was refused"
+        "the mount was refused; ls, cat and cp work without mounting"
     };
     anyhow::anyhow!("{}: {}: {advice}", mountpoint.display(), text.trim())
 }

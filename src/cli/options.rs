@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use imgfs::device::overlay::{self, Overlay};
+use imgfs::error::Error;
 use imgfs::filesystem::NameMap;
 use imgfs::stack::{self, Writing};
+use imgfs::text::printable;
 
 use super::provenance::Log;
 use super::sandbox::{SafetyArgs, Sandbox};
@@ -178,6 +180,14 @@ impl OverlayArgs {
     }
 }
 
+/// An error about what is in an overlay, with its name.
+pub fn about_overlay(error: Error, path: &Path) -> anyhow::Error {
+    let inside =
+        matches!(error, Error::Unsupported { format: "overlay", .. } | Error::Corrupt { format: "overlay", .. });
+    let error = anyhow::Error::new(error);
+    if inside { error.context(printable(path.as_os_str().as_encoded_bytes())) } else { error }
+}
+
 /// The overlay's usual place.
 pub fn beside(image: &Path) -> PathBuf {
     let mut name = image.as_os_str().to_owned();
@@ -206,6 +216,7 @@ pub const KNOWN: &[Known] = &[
     known("overlay", "[FILE]", "as rw, and where the changes go (for fstab; mount(8) says rw by itself)"),
     known("timeout", "SECONDS", "unmount when nobody has asked for anything so long, and nothing is open"),
     known("tree", "[pN]", "one tree at the mount point itself: the main one, or the named one"),
+    known("part", "N", "as tree=pN: the tree of partition N alone"),
     known(
         "symlinks",
         "asis|rewrite|hide",
@@ -216,7 +227,6 @@ pub const KNOWN: &[Known] = &[
     known("iocharset", "utf8", ""),
     known("owners", "", "the disk's owners and permissions (the default for root)"),
     known("noowners", "", "everything belongs to the caller and is readable (the default for others)"),
-    known("part", "N", "as tree=pN: the tree of partition N alone"),
     known("uid", "USER", "owner of all files: a number, or a name of this host"),
     known("gid", "GROUP", "group of all files, likewise"),
     known("umask", "OCTAL", "permission bits to take away"),
@@ -331,6 +341,7 @@ impl MountOptions {
             "showexec" => self.stack.filesystem.showexec = true,
             "map" => self.stack.filesystem.map = name_map(text)?,
             "tree" => self.tree = Some(value.map(str::to_owned)),
+            "part" => self.tree = Some(Some(part(text)?)),
             "symlinks" => self.symlinks = Some(symlinks(text)?),
             "owners" => self.owners = Some(true),
             "noowners" => self.owners = Some(false),
@@ -341,7 +352,6 @@ impl MountOptions {
             "dmask" => self.dmask = Some(octal(text)?),
             "allow_other" => self.allow_other = true,
             "hashes" => self.hashes = true,
-            "part" => self.tree = Some(Some(part(text)?)),
             "offset" | "start" => self.stack.offset = size(text)?,
             "sizelimit" | "length" => self.stack.size_limit = Some(size(text)?),
             "format" => self.stack.container.format = Some(text.to_owned()),
@@ -386,6 +396,9 @@ fn unknown(name: &str) -> anyhow::Error {
                 "refused: device files and set-user-id programs of an image never work through imgfs"
             );
         }
+        "remount" => {
+            return anyhow::anyhow!("imgfs cannot change a mount that is there: unmount it, and mount the image again");
+        }
         "quiet" | "check" | "conv" | "fat" | "shortname" | "errors" | "data" | "barrier" => {
             return anyhow::anyhow!("a word of the kernel's own drivers that imgfs does not have; leave it out");
         }
@@ -396,9 +409,6 @@ fn unknown(name: &str) -> anyhow::Error {
     match nearest.filter(|(distance, known)| *distance <= known.len().div_ceil(2)) {
         Some((_, known)) => anyhow::anyhow!("unknown option; did you mean {known}?"),
         None => anyhow::anyhow!("unknown option; `imgfs mount --help` lists them"),
-        "remount" => {
-            return anyhow::anyhow!("imgfs cannot change a mount that is there: unmount it, and mount the image again");
-        }
     }
 }
 
@@ -406,16 +416,6 @@ fn number<T: std::str::FromStr>(text: &str) -> Result<T> {
     text.parse().map_err(|_| anyhow::anyhow!("{text:?} is not a number in range"))
 }
 
-fn symlinks(text: &str) -> Result<SymlinkChoice> {
-    match text {
-        "asis" => Ok(SymlinkChoice::AsIs),
-        "rewrite" => Ok(SymlinkChoice::Rewrite),
-        "hide" => Ok(SymlinkChoice::Hide),
-        _ => bail!("the words are asis, rewrite and hide"),
-    }
-}
-
-/// The words of the kernel's isofs, and its letters for them.
 /// The owner's or the group's number: as it is, or by its name in a file of the host. To be asked for
 /// before the sandbox, as all options are.
 fn id(text: &str, what: &str, names: &str) -> Result<u32> {
@@ -436,6 +436,16 @@ fn part(text: &str) -> Result<String> {
     Ok(format!("p{}", number::<u32>(digits)?))
 }
 
+fn symlinks(text: &str) -> Result<SymlinkChoice> {
+    match text {
+        "asis" => Ok(SymlinkChoice::AsIs),
+        "rewrite" => Ok(SymlinkChoice::Rewrite),
+        "hide" => Ok(SymlinkChoice::Hide),
+        _ => bail!("the words are asis, rewrite and hide"),
+    }
+}
+
+/// The words of the kernel's isofs, and its letters for them.
 fn name_map(text: &str) -> Result<NameMap> {
     match text {
         "off" | "o" => Ok(NameMap::Off),
@@ -500,16 +510,6 @@ mod tests {
     }
 
     #[test]
-    fn fstab_noise_is_accepted_and_sizes_have_units() {
-        let options = MountOptions::parse(["defaults,noauto,x-gvfs-show,offset=2048s", "length=1M,umask=027"]).unwrap();
-        assert_eq!((options.stack.offset, options.stack.size_limit), (1 << 20, Some(1 << 20)));
-        assert_eq!((options.fmask, options.dmask), (Some(0o027), Some(0o027)));
-        assert_eq!(size("1T").unwrap(), 1 << 40);
-        assert!(size("1Q").is_err() && size("99999999999T").is_err() && size("K").is_err());
-    }
-
-    #[test]
-    #[test]
     fn a_partition_and_an_owner_have_a_number_and_a_name() {
         let parse = |text| MountOptions::parse([text]).unwrap();
         for text in ["part=5", "part=p5", "tree=p5"] {
@@ -521,6 +521,16 @@ mod tests {
         assert_eq!(parse("uid=1234").uid, Some(1234));
     }
 
+    #[test]
+    fn fstab_noise_is_accepted_and_sizes_have_units() {
+        let options = MountOptions::parse(["defaults,noauto,x-gvfs-show,offset=2048s", "length=1M,umask=027"]).unwrap();
+        assert_eq!((options.stack.offset, options.stack.size_limit), (1 << 20, Some(1 << 20)));
+        assert_eq!((options.fmask, options.dmask), (Some(0o027), Some(0o027)));
+        assert_eq!(size("1T").unwrap(), 1 << 40);
+        assert!(size("1Q").is_err() && size("99999999999T").is_err() && size("K").is_err());
+    }
+
+    #[test]
     fn every_option_of_the_table_is_understood() {
         for known in KNOWN {
             let value = match known.value {

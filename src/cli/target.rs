@@ -113,7 +113,10 @@ impl Target {
     pub fn open_with(&self, options: MountOptions) -> Result<Image> {
         let mut stack = options.stack;
         stack.offset = self.offset.unwrap_or(stack.offset);
-        Ok(Image::open(&self.image, &stack)?)
+        Image::open(&self.image, &stack).map_err(|error| match &stack.writing {
+            Some(Writing::Overlay(path, _)) => options::about_overlay(error, path),
+            _ => error.into(),
+        })
     }
 
     /// The node at the path. A path that a volume has below its own root is suggested.
