@@ -373,3 +373,32 @@ fn what_was_deleted_is_in_the_flat_file_alone() {
         assert_eq!(has(&[0xc0, 0x3b, 0x39, 0x98]), journal, "{name}");
     }
 }
+
+#[test]
+fn a_bar_moves_within_a_file_and_none_is_full_before_the_work_begins() {
+    let scratch = crate::disks::Scratch::new();
+    let image = scratch.path("disk.img");
+    let image = image.to_str().unwrap();
+    ok(&["create", image, "--size", "300M"]);
+    scratch.sh("coreutils", "head -c 128M /dev/urandom > big");
+    ok(&["cp", scratch.path("big").to_str().unwrap(), &format!("{image}:/files/")]);
+    let program = imgfs().get_program().to_str().unwrap().to_owned();
+    let overlay = format!("{image}.overlay.qcow2");
+    let shown = |words: &str| {
+        let line = format!("{program} {words} > /dev/null || true");
+        scratch.sh("bsdutils", &format!("TERM=xterm script -qec 'stty cols 100; {line}' /dev/null < /dev/null"))
+    };
+    for words in [
+        format!("hash --files {overlay}"),
+        format!("manifest {overlay}:/files"),
+        format!("export {overlay} --patch {}", scratch.path("patch").display()),
+    ] {
+        let out = shown(&words);
+        // Places that were shown: `12.00 MiB/128.00 MiB`.
+        let places: std::collections::BTreeSet<&str> =
+            out.split("MiB/128").filter_map(|before| before.rsplit(' ').nth(1)).collect();
+        assert!(places.len() > 2, "{words}: {out}");
+    }
+    let out = shown(&format!("verify {image}"));
+    assert!(!out.contains("0 B/0 B"), "{out}");
+}
