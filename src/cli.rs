@@ -12,6 +12,7 @@ mod hash;
 mod hashing;
 mod helper;
 mod info;
+mod interrupt;
 mod keeper;
 mod key;
 mod list;
@@ -171,7 +172,8 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(Outcome::Unverified) => ExitCode::from(2),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("imgfs: {}", sentence(&error));
+            interrupt::end();
+            eprintln!("imgfs: {}", complaint(&error));
             ExitCode::from(1)
         }
     }
@@ -234,6 +236,28 @@ fn sentence(error: &anyhow::Error) -> String {
         said => format!("{said}: {cause}"),
     });
     imgfs::text::tamed(&said)
+}
+
+/// The same, and what to do next where that is the same for every command.
+fn complaint(error: &anyhow::Error) -> String {
+    let said = sentence(error);
+    let advice = advice(&said);
+    // What a process says that this one started has it already.
+    if said.ends_with(advice) { said } else { said + advice }
+}
+
+/// What to do about an overlay and a base that do not belong together.
+fn advice(said: &str) -> &'static str {
+    if said.contains("is not this overlay's base") || said.contains("changed since the overlay was made") {
+        "; --force-base takes it all the same, `imgfs discard --force-base` drops the changes, --overlay FILE starts \
+         others"
+    } else if said.contains("the base that an interrupted commit was writing to") {
+        "; `imgfs commit --in-place --base IMAGE` finishes the commit into that one"
+    } else if said.contains("a file that is not a qcow2 image") {
+        "; name another file, or one that is not there yet"
+    } else {
+        ""
+    }
 }
 
 /// The reader of our output went away: not an error of ours.

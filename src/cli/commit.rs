@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use imgfs::device::overlay::State;
+use imgfs::error::Error;
 use serde_json::{Value, json};
 
 use super::options::OverlayArgs;
-use super::{Outcome, document, progress, provenance};
+use super::{Outcome, document, interrupt, progress, provenance};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -33,7 +34,10 @@ enum Format {
 pub fn run(args: &Args) -> Result<Outcome> {
     let log = args.overlay.log()?;
     match &args.output {
-        Some(output) => args.overlay.confine(Some(output))?,
+        Some(output) => {
+            interrupt::prepare()?;
+            args.overlay.confine(Some(output))?;
+        }
         None => args.overlay.confine_to_change()?,
     }
     let about = || {
@@ -59,10 +63,17 @@ fn merged(mut value: Value, more: Value) -> Value {
 
 fn commit(args: &Args) -> Result<Outcome> {
     let overlay = args.overlay.open(!args.in_place)?;
-    let committed = progress::with_bar(|progress| match (&args.output, args.format) {
-        (Some(output), Format::Raw) => overlay.commit_to_raw(output, progress),
-        (Some(output), Format::Qcow2) => overlay.commit_to_qcow2(output, progress),
-        (None, _) => overlay.commit_in_place(progress),
+    let committed = progress::with_bar(|progress| {
+        let Some(output) = &args.output else { return overlay.commit_in_place(progress) };
+        interrupt::arm();
+        let mut progress = |done, total| {
+            progress(done, total);
+            interrupt::check().map_err(|error| Error::io("the new image", error))
+        };
+        match args.format {
+            Format::Raw => overlay.commit_to_raw(output, &mut progress),
+            Format::Qcow2 => overlay.commit_to_qcow2(output, &mut progress),
+        }
     });
     if args.output.is_none() {
         in_place(committed, Some(&args.overlay.overlay))?

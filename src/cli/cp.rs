@@ -28,7 +28,7 @@ use super::edit::{self, EditArgs};
 use super::parallel::cores;
 use super::target::Target;
 use super::walk::{self, Row, Step};
-use super::{Outcome, progress};
+use super::{Outcome, interrupt, progress};
 
 /// Bytes copied at a time.
 const PIECE: u64 = 256 << 10;
@@ -66,6 +66,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let dest = Path::new(dest);
     let into = dest.is_dir();
     ensure!(into || sources.len() == 1, "{} is not a directory, and there are several things to copy", dest.display());
+    interrupt::prepare()?;
     confine(args, sources, &if into { dest.to_owned() } else { split(dest)?.0 })?;
     let mut outcome = Outcome::Complete;
     for text in sources {
@@ -84,6 +85,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
             (true, None) => (dest.to_owned(), None),
             (false, _) => split(dest)?,
         };
+        interrupt::arm();
         let copy = Copy::new(args, &forest);
         let top = Row { node, name: name.map(OsString::into_encoded_bytes).unwrap_or_default(), kind };
         copy.total(&top);
@@ -178,7 +180,7 @@ impl<'a> Copy<'a> {
             }
             Ok(())
         });
-        self.bar.set_length(total);
+        progress::set_total(&self.bar, total);
     }
 
     /// Copies `top` and everything below it into `folder`.
@@ -195,6 +197,7 @@ impl<'a> Copy<'a> {
             let mut walker = Walker { copy: self, jobs, folders: vec![Some(root)], copied: HashMap::new() };
             let start = top.name.clone();
             walk::walk(self.forest, top, &start, &mut |step| {
+                interrupt::check()?;
                 walker.step(step);
                 match lock(&self.end).take() {
                     Some(error) => Err(error),
@@ -221,7 +224,7 @@ impl<'a> Copy<'a> {
 
     /// Says what could not be copied; what no other file would escape ends the whole.
     fn fail(&self, path: &[u8], error: anyhow::Error) {
-        if is_destination(&error) {
+        if is_destination(&error) || interrupt::is_caught() {
             lock(&self.end).get_or_insert(error.context(shown(path)));
             return;
         }
@@ -302,6 +305,7 @@ impl<'a> Copy<'a> {
 
     /// The next bytes that are stored.
     fn next_piece(&self, job: &Job, at: &Mutex<u64>) -> Result<Option<Range<u64>>> {
+        interrupt::check()?;
         let mut at = lock(at);
         let size = job.attributes.size;
         while *at < size {

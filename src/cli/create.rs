@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use fatfs::{FatType, FormatVolumeOptions};
 use gptman::{GPT, GPTPartitionEntry};
 
-use super::{Outcome, options};
+use super::{Outcome, interrupt, options};
 
 const SECTOR: u64 = 512;
 /// Where the only partition starts: on a border of 1 MiB, as every present tool has it.
@@ -74,15 +74,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let size = options::size(&args.size).context("--size")? / SECTOR * SECTOR;
     ensure!(size <= MAX_SIZE, "FAT holds at most {MAX_SIZE} bytes");
     let label = args.label.as_deref().filter(|label| !label.is_empty()).map(label).transpose()?;
-    let name = || args.image.display().to_string();
-    let mut file = File::options().read(true).write(true).create_new(true).open(&args.image).with_context(name)?;
-    let made = file.set_len(size).map_err(anyhow::Error::from).and_then(|()| fill(args, &mut file, size, label));
-    if made.is_err() {
-        // It was made a moment ago, and is of no use.
-        let _ = std::fs::remove_file(&args.image);
-    }
-    made.with_context(name)?;
-    file.sync_all().with_context(name)?;
+    interrupt::prepare()?;
+    interrupt::new_file(&args.image, |file| {
+        file.set_len(size)?;
+        fill(args, file, size, label)
+    })?;
     Ok(Outcome::Complete)
 }
 
@@ -147,6 +143,7 @@ fn format_as(volume: &mut Volume<'_>, wanted: u8, format: FormatVolumeOptions) -
         if let Some(cluster_size) = cluster_size {
             format = format.bytes_per_cluster(cluster_size);
         }
+        interrupt::check()?;
         // Nothing of the attempt before stays.
         volume.file.set_len(0)?;
         volume.file.set_len(size)?;
@@ -293,6 +290,7 @@ impl Read for Volume<'_> {
 
 impl Write for Volume<'_> {
     fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        interrupt::check()?;
         let len = self.part(buf.len());
         self.file.seek(SeekFrom::Start(self.start + self.at))?;
         let done = self.file.write(buf.get(..len).unwrap_or_default())?;

@@ -12,14 +12,14 @@ use imgfs::error::Error;
 use imgfs::filesystem::{Changes, FileSystem, FileSystemWrite, Kind, NewNode, NodeId, Timestamp};
 use imgfs::forest::Forest;
 use imgfs::stack::{Image, Writing};
-use imgfs::text::{printable, tamed};
+use imgfs::text::printable;
 use serde_json::json;
 
 use super::options::{MountOptions, WritingArgs};
 use super::provenance::Log;
 use super::target::{ImageArgs, Target};
 use super::walk;
-use super::{Outcome, commit, provenance};
+use super::{Outcome, commit, complaint, interrupt, provenance};
 
 /// Bytes copied at a time.
 const PIECE: usize = 1 << 20;
@@ -106,9 +106,9 @@ fn each(args: &EditArgs, targets: &[OsString], change: impl Fn(&Editor<'_>, &Tar
         let edited = edit(args, target, &change).with_context(|| text.display().to_string());
         match edited {
             Ok(place) => places.extend(place),
-            Err(error) if targets.len() == 1 => return Err(error),
+            Err(error) if targets.len() == 1 || interrupt::is_caught() => return Err(error),
             Err(error) => {
-                eprintln!("imgfs: {}", tamed(&format!("{error:#}")));
+                eprintln!("imgfs: {}", complaint(&error));
                 outcome = Outcome::Partial;
             }
         }
@@ -182,6 +182,7 @@ pub fn copy_in(args: &EditArgs, sources: &[PathBuf], dest: &Target, recursive: b
 /// Gives up all rights but those to read the sources and the images, and to write overlays; images
 /// only with `--in-place`.
 fn confine(args: &EditArgs, targets: &[Target], sources: &[PathBuf]) -> Result<()> {
+    interrupt::prepare()?;
     let mut sandbox = args.image.sandbox()?;
     for target in targets {
         sandbox.image(&target.image);
@@ -226,6 +227,7 @@ fn edit(
     };
     ensure!(!args.in_place || fresh.is_some(), "there is an overlay with other changes: commit or discard it first");
     let writing = options.stack.writing.clone();
+    interrupt::arm();
     let log = Log::of_writing(args.writing.log.as_deref(), writing.as_ref())?;
     let result = apply(args, target, options, change);
     let about = json!({
@@ -266,6 +268,7 @@ fn apply(
     }
     let forest = image.forest();
     let editor = Editor { forest: &forest };
+    interrupt::check()?;
     let changed = change(&editor, target);
     // Also after a failure: what was done before it is in order.
     editor.writer()?.quiesce()?;
@@ -331,6 +334,7 @@ impl Editor<'_> {
 
     fn remove(&self, path: &[u8], recursive: bool, depth: usize) -> Result<()> {
         ensure!(depth < MAX_DEPTH, "nested too deep");
+        interrupt::check()?;
         let (folder, name) = split(path)?;
         let node = self.find(path)?;
         let directory = self.forest.attributes(node)?.kind == Kind::Directory;
@@ -349,6 +353,7 @@ impl Editor<'_> {
 
     fn copy(&self, source: &Path, path: &[u8], recursive: bool, depth: usize) -> Result<()> {
         ensure!(depth < MAX_DEPTH, "nested too deep");
+        interrupt::check()?;
         let metadata = std::fs::symlink_metadata(source)?;
         let modified = metadata.modified().ok().and_then(Timestamp::from_system_time);
         if metadata.is_dir() {
@@ -382,9 +387,18 @@ impl Editor<'_> {
             }
             made => made.map_err(|error| about_name(error, name))?,
         };
+        self.fill(&mut file, node).inspect_err(|_| {
+            // A part of a file under the name of the whole would be taken for it.
+            let _ = writer.remove(dir, name, false);
+        })
+    }
+
+    fn fill(&self, file: &mut File, node: NodeId) -> Result<()> {
+        let writer = self.writer()?;
         let mut buffer = vec![0; PIECE];
         let mut offset = 0u64;
         loop {
+            interrupt::check()?;
             let len = file.read(&mut buffer)?;
             let piece = buffer.get(..len).unwrap_or_default();
             if piece.is_empty() {

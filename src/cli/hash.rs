@@ -150,7 +150,9 @@ impl Report<'_> {
         }
         let total = wanted.iter().map(|range| range.end).max().unwrap_or(0);
         let host_size = host.as_ref().filter(|_| !same).map_or(0, BlockDevice::size);
-        let bar = progress::bar(total.saturating_add(host_size));
+        let elsewhere = || image.parts.iter().filter(|part| self.args.parts && !part.is_on_disk());
+        let others = elsewhere().map(|part| part.device.size()).fold(host_size, u64::saturating_add);
+        let bar = progress::bar(total.saturating_add(others));
         let algorithms = &self.args.algorithm;
         if let Some(host) = host.filter(|_| !same) {
             bar.set_message(printable(name));
@@ -163,6 +165,14 @@ impl Report<'_> {
         let ranges: Vec<Wanted> =
             wanted.into_iter().map(|range| Wanted { range, algorithms: algorithms.clone() }).collect();
         let found = hashing::ranges(image.disk.as_ref(), &ranges, &mut |len| bar.inc(len));
+        let apart: Vec<(String, u64, Digests)> = elsewhere()
+            .flat_map(|part| {
+                bar.set_message(format!("{}.img", part.name));
+                let one = [Wanted { range: 0..part.device.size(), algorithms: algorithms.clone() }];
+                let found = hashing::ranges(part.device.as_ref(), &one, &mut |len| bar.inc(len));
+                found.into_iter().map(|digests| (format!("{}.img", part.name), part.device.size(), digests))
+            })
+            .collect();
         bar.finish_and_clear();
         let mut found = found.into_iter();
         if let Some(digests) = found.next() {
@@ -176,11 +186,8 @@ impl Report<'_> {
         for ((of, name, device), digests) in devices.iter().zip(found) {
             self.take(of, name, device.size(), digests);
         }
-        for part in image.parts.iter().filter(|part| self.args.parts && !part.is_on_disk()) {
-            let one = [Wanted { range: 0..part.device.size(), algorithms: algorithms.clone() }];
-            for digests in hashing::ranges(part.device.as_ref(), &one, &mut |_| {}) {
-                self.take("part", format!("{}.img", part.name).as_bytes(), part.device.size(), digests);
-            }
+        for (name, size, digests) in apart {
+            self.take("part", name.as_bytes(), size, digests);
         }
         Ok(())
     }
@@ -206,13 +213,13 @@ impl Report<'_> {
         })?;
         let bar = progress::bar(total);
         let algorithms = &self.args.algorithm;
-        let work = |(row, _): &(Row, Vec<u8>)| hashing::node(&forest, row.node, row.kind, algorithms);
+        let work =
+            |(row, _): &(Row, Vec<u8>)| hashing::node(&forest, (row.node, row.kind), algorithms, &|len| bar.inc(len));
         let mut paths = jobs.iter().map(|(_, path)| path);
         parallel::in_order(jobs.iter(), 64, work, &mut |contents| {
             let path = paths.next().context("more results than files")?;
             match contents {
                 Ok(Some(contents)) => {
-                    bar.inc(contents.size);
                     let (size, digests) = (contents.size, contents.digests);
                     self.lines.push(Line { of: "file", name: path.clone(), size, digests });
                 }

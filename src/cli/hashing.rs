@@ -147,8 +147,14 @@ fn sum_up(mut share: Vec<Sum>, pieces: &mpsc::Receiver<Arc<Piece>>) -> Vec<((usi
     share.into_iter().map(|sum| (sum.place, sum.hasher.finish())).collect()
 }
 
-/// Size and digests of a file's contents, or of a link's target; `None` for what has neither.
-pub fn node(tree: &dyn FileSystem, node: NodeId, kind: Kind, algorithms: &[Algorithm]) -> Result<Option<Contents>> {
+/// Size and digests of a file's contents, or of a link's target; `None` for what has neither. `progress` is
+/// told how many bytes of a file were read.
+pub fn node(
+    tree: &dyn FileSystem,
+    (node, kind): (NodeId, Kind),
+    algorithms: &[Algorithm],
+    progress: &dyn Fn(u64),
+) -> Result<Option<Contents>> {
     let mut hashers: Vec<Hasher> = algorithms.iter().map(|algorithm| Hasher::new(*algorithm)).collect();
     let mut size = 0u64;
     let mut take = |piece: &[u8]| {
@@ -158,7 +164,10 @@ pub fn node(tree: &dyn FileSystem, node: NodeId, kind: Kind, algorithms: &[Algor
     };
     match kind {
         Kind::File => {
-            each_piece(tree, node, &mut take)?;
+            each_piece(tree, node, &mut |piece| {
+                progress(piece.len() as u64);
+                take(piece)
+            })?;
             let expected = tree.attributes(node)?.size;
             anyhow::ensure!(size == expected, "{size} of {expected} bytes can be read");
         }

@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use super::options;
+use super::options::{self, MountOptions};
 
 /// Whether the program goes by one of the names.
 pub fn is_called(name: Option<&OsStr>) -> bool {
@@ -41,7 +41,7 @@ pub fn run(words: &[OsString]) -> ExitCode {
         // It has said why.
         Ok(false) => ExitCode::from(32),
         Err(error) => {
-            eprintln!("mount.imgfs: {error}");
+            eprintln!("mount.imgfs: {error:#}");
             ExitCode::from(32)
         }
     }
@@ -97,7 +97,12 @@ impl Request {
         Ok(request)
     }
 
-    fn mount(&self) -> std::io::Result<bool> {
+    fn mount(&self) -> anyhow::Result<bool> {
+        if self.fake {
+            // Everything but the mount: its words as well.
+            MountOptions::parse(self.options.iter().map(String::as_str))?;
+        }
+        self.check_loop()?;
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("mount").args(&self.names);
         if !self.options.is_empty() {
@@ -107,6 +112,21 @@ impl Request {
             eprintln!("mount.imgfs: {command:?}");
         }
         Ok(self.fake || command.status()?.success())
+    }
+}
+
+impl Request {
+    /// `loop` has mount(8) make a device of the image, which belongs to root.
+    fn check_loop(&self) -> anyhow::Result<()> {
+        let Some(image) = self.names.first().map(Path::new) else { return Ok(()) };
+        let of_loop = image.to_str().is_some_and(|name| name.starts_with("/dev/loop"));
+        match std::fs::File::open(image) {
+            Err(error) if of_loop && error.kind() == std::io::ErrorKind::PermissionDenied => Err(anyhow::anyhow!(
+                "{}: {error}: leave out the option loop: imgfs reads the image's file by itself",
+                image.display()
+            )),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -11,10 +11,10 @@ use imgfs::stack::{Image, Part, Tree};
 use imgfs::text::{printable, tamed};
 use serde_json::{Value, json};
 
-use super::Outcome;
 use super::document::{self, merge};
 use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target};
+use super::{Outcome, options};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -36,11 +36,16 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let target = Target::parse(&args.target)?;
     anyhow::ensure!(target.path.is_empty(), "info is about a whole image: leave out the path");
     // It says that a volume is encrypted without opening it; asking would be in the way.
-    let image = target.open_with(args.image.parse(false)?)?;
+    let image = target.open_with(args.image.parse_to_read(&target.image, false)?)?;
+    let overlay = options::beside(&target.image);
+    let overlay = overlay.is_file().then_some(overlay);
     let mut out = std::io::stdout().lock();
     if args.json {
         let mut value = describe(&image);
         document::name(&mut value, "image", args.target.as_encoded_bytes());
+        if let Some(overlay) = &overlay {
+            document::name(&mut value, "overlay", overlay.as_os_str().as_encoded_bytes());
+        }
         if args.stats {
             let s = image.cached.statistics();
             merge(&mut value, json!({ "cache": { "hits": s.hits, "misses": s.misses, "bytes": s.weight } }));
@@ -49,6 +54,10 @@ pub fn run(args: &Args) -> Result<Outcome> {
         document::write("imgfs-info", value)?;
     } else {
         print(&image, &printable(args.target.as_encoded_bytes()), &mut out)?;
+        if let Some(overlay) = &overlay {
+            let name = printable(overlay.as_os_str().as_encoded_bytes());
+            writeln!(out, "note: {name} lies beside it: changes that are in there are not shown here")?;
+        }
         if args.stats {
             let s = image.cached.statistics();
             writeln!(out, "sector cache: {} hits, {} misses, {} bytes kept", s.hits, s.misses, s.weight)?;

@@ -4,9 +4,10 @@
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use anyhow::{Context, Result, bail, ensure};
+use imgfs::cache::lock;
 use imgfs::encryption::Encrypted;
 use imgfs::error::Error;
 use imgfs::stack::Keys;
@@ -30,12 +31,14 @@ pub struct KeyArgs {
     ready: OnceLock<Ready>,
 }
 
+type Terminal = Arc<Mutex<Option<Arc<File>>>>;
+
 /// What a command has when a volume turns out to be encrypted.
 #[derive(Clone, Debug)]
 struct Ready {
     keys: Vec<Vec<u8>>,
-    /// Where someone can be asked.
-    terminal: Option<Arc<File>>,
+    /// Where someone can be asked, until that is over.
+    terminal: Terminal,
 }
 
 impl KeyArgs {
@@ -68,8 +71,15 @@ impl KeyArgs {
         } else {
             None
         };
-        let _ = self.ready.set(Ready { keys, terminal });
+        let _ = self.ready.set(Ready { keys, terminal: Arc::new(Mutex::new(terminal)) });
         Ok(())
+    }
+
+    /// Lets go of the terminal: what stays closed now is not asked for again.
+    pub fn close(&self) {
+        if let Some(ready) = self.ready.get() {
+            lock(&ready.terminal).take();
+        }
     }
 
     /// Where keys come from; `ask` says that the command is worth a question.
@@ -78,8 +88,13 @@ impl KeyArgs {
         if !keys.is_empty() {
             return Some(Keys(Arc::new(move |_, _| Ok(keys.clone()))));
         }
-        let terminal = terminal.filter(|_| ask)?;
-        Some(Keys(Arc::new(move |name, encrypted| prompt(&terminal, name, encrypted))))
+        if !ask || lock(&terminal).is_none() {
+            return None;
+        }
+        Some(Keys(Arc::new(move |name, encrypted| {
+            let open = lock(&terminal).clone();
+            open.map_or_else(|| Ok(Vec::new()), |terminal| prompt(&terminal, name, encrypted))
+        })))
     }
 }
 

@@ -30,6 +30,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
                 "overlay": get("overlay"),
                 "process": get("pid"),
             });
+            if let Some(bytes) = said.get("overlay_hex") {
+                document::merge(&mut row, json!({ "overlay_hex": bytes }));
+            }
             document::name(&mut row, "mountpoint", mounted.mountpoint.as_os_str().as_encoded_bytes());
             document::name(&mut row, "image", mounted.source.as_os_str().as_encoded_bytes());
             (row, get("overlay"))

@@ -21,7 +21,7 @@ use imgfs::text::printable;
 
 use super::hash::algorithm;
 use super::sandbox::Sandbox;
-use super::target::{ImageArgs, Target, trimmed};
+use super::target::{ImageArgs, Place, Target, trimmed};
 use super::walk::{self, Row, Step};
 use super::{Outcome, hashing, parallel, progress};
 
@@ -67,14 +67,15 @@ impl Format {
         }
     }
 
+    /// Whether rows are of volumes, not of the mount.
+    fn is_of_volumes(self) -> bool {
+        matches!(self, Self::Dfxml | Self::Bodyfile)
+    }
+
     /// Which nodes have a row.
     fn takes(self, job: &Job, forest: &Forest) -> bool {
-        match self {
-            Self::Tsv | Self::Json => true,
-            // A volume is no file of its own, and links to volumes are none of the medium.
-            Self::Dfxml | Self::Bodyfile => forest.volume(job.row.node).is_some() && !job.is_volume(),
-            Self::Bagit => true,
-        }
+        // A volume is no file of its own, and links to volumes are none of the medium.
+        !self.is_of_volumes() || forest.volume(job.row.node).is_some() && !job.is_volume()
     }
 }
 
@@ -129,7 +130,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let target = Target::parse(&args.target)?;
     let image = target.open(&args.image)?;
     let forest = image.forest();
-    let node = target.find(&image, &forest)?;
+    let place = target.locate(&image, &forest)?;
     let usual = format.usual();
     let algorithms = if args.algorithm.is_empty() { usual.as_slice() } else { &args.algorithm };
     let one = matches!(format, Format::Tsv | Format::Bodyfile | Format::Bagit);
@@ -138,9 +139,10 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let fits = format != Format::Dfxml || algorithms.iter().all(|algorithm| known.contains(algorithm));
     ensure!(fits, "DFXML knows md5, sha1 and sha256");
     ensure!(format != Format::Bodyfile || algorithms == [Algorithm::Md5], "a body file has MD5 alone");
-    let path = trimmed(&target.path);
+    // Rows have the names that the user gave, but a volume has one name only.
+    let path = if format.is_of_volumes() { place.path } else { trimmed(&target.path).to_vec() };
     let above = path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
-    let jobs = jobs(&forest, node, &target, format)?;
+    let jobs = jobs(&forest, &Place { node: place.node, path }, &target, format)?;
     let context = Scene { image: &image, forest: &forest, name: args.target.as_encoded_bytes(), above, algorithms };
     let mut writer: Box<dyn Writer> = match format {
         Format::Tsv => Box::new(tsv::Tsv::new(&context)),
@@ -161,13 +163,12 @@ fn write(context: &Scene<'_>, jobs: &[Job], writer: &mut dyn Writer, out: &mut d
     if !bar.is_hidden() {
         let files = jobs.iter().filter(|job| job.row.kind == Kind::File);
         let sizes = files.map(|job| context.forest.attributes(job.row.node).map_or(0, |attributes| attributes.size));
-        bar.set_length(sizes.sum());
+        progress::set_total(&bar, sizes.sum());
     }
     writer.start(out)?;
     let mut rows = jobs.iter();
-    parallel::in_order(jobs.iter(), 64, |job| facts(context, job), &mut |facts: Facts| {
+    parallel::in_order(jobs.iter(), 64, |job| facts(context, job, &|len| bar.inc(len)), &mut |facts: Facts| {
         let job = rows.next().context("more results than nodes")?;
-        bar.inc(facts.contents.as_ref().map_or(0, |(size, _)| *size));
         if let Some(error) = &facts.error {
             outcome = Outcome::Partial;
             bar.suspend(|| eprintln!("imgfs: {}: {}", printable(&job.path), imgfs::text::tamed(error)));
@@ -179,12 +180,13 @@ fn write(context: &Scene<'_>, jobs: &[Job], writer: &mut dyn Writer, out: &mut d
     Ok(outcome)
 }
 
-fn jobs(forest: &Forest, node: NodeId, target: &Target, format: Format) -> Result<Vec<Job>> {
+fn jobs(forest: &Forest, place: &Place, target: &Target, format: Format) -> Result<Vec<Job>> {
+    let node = place.node;
     let kind = forest.attributes(node)?.kind;
     let top = Row { node, name: target.name().map(OsString::into_encoded_bytes).unwrap_or_default(), kind };
     let mut jobs: Vec<Job> = Vec::new();
     let mut above = vec![node];
-    walk::walk(forest, top, trimmed(&target.path), &mut |step| {
+    walk::walk(forest, top, &place.path, &mut |step| {
         let parent = above.last().copied().unwrap_or(node);
         match step {
             Step::Enter(row, b"") => above.push(row.node),
@@ -208,13 +210,13 @@ fn jobs(forest: &Forest, node: NodeId, target: &Target, format: Format) -> Resul
     Ok(jobs)
 }
 
-fn facts(context: &Scene<'_>, job: &Job) -> Facts {
+fn facts(context: &Scene<'_>, job: &Job, progress: &dyn Fn(u64)) -> Facts {
     let (forest, node) = (context.forest, job.row.node);
     let attributes = forest.attributes(node);
     let target = if job.row.kind == Kind::Symlink { forest.read_link(node).ok() } else { None };
     let contents = match &job.failed {
         Some(error) => Err(anyhow::Error::new(error.clone())),
-        None => hashing::node(forest, node, job.row.kind, context.algorithms),
+        None => hashing::node(forest, (node, job.row.kind), context.algorithms, progress),
     };
     let (contents, error) = match contents {
         Ok(contents) => {

@@ -7,6 +7,7 @@ use std::fs::{DirBuilder, File};
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -91,6 +92,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
         options.stack.container.cache_size = options.stack.cache_size;
     }
     let target = Target::parse(&args.target)?;
+    // The log's last events come when this process has left its folder.
+    let image = std::path::absolute(&target.image)?;
     ensure!(target.path.is_empty(), "a whole image is mounted: leave out the path (-o tree=p1 shows one tree)");
     options.stack.writing = args.writing.parse_with(&target.image, options.read_write, options.overlay.as_deref())?;
     ensure!(
@@ -111,7 +114,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
             Some(path) if std::fs::metadata(&path).is_ok_and(|found| found.len() == 0) => {
                 let _ = std::fs::remove_file(path);
             }
-            _ => log.event("failed", json!({ "image": provenance::identity(&target.image), "error": sentence(error) })),
+            _ => log.event("failed", json!({ "image": provenance::identity(&image), "error": sentence(error) })),
         }
     }
     result
@@ -140,6 +143,8 @@ fn mount(
     confine(args, &options, &target.image)?;
     // From here on the image is decoded, and nothing can be done any more but that.
     let image = target.open_with(options.clone())?;
+    // Nobody is asked for anything any more, and the terminal may go away.
+    args.image.key.close();
     if args.commit {
         image.check_committable()?;
     }
@@ -161,7 +166,7 @@ fn mount(
         // Set only here, so that it cannot be set already.
         let _ = kept.set(log.clone());
     };
-    let (finish_log, path, commit) = (log.clone(), target.image.clone(), args.commit);
+    let (finish_log, path, commit) = (log.clone(), std::path::absolute(&target.image)?, args.commit);
     let overlay_path = match &options.stack.writing {
         Some(Writing::Overlay(path, _)) => Some(path.clone()),
         _ => None,
@@ -255,6 +260,8 @@ impl Host {
     }
 }
 
+/// What the first process tells the second.
+pub const OWN_WORDS: [&str; 2] = ["--daemon", "--ask"];
 /// How many heaps glibc makes; other C libraries do not look at it.
 const HEAPS: &str = "MALLOC_ARENA_MAX";
 
@@ -264,10 +271,15 @@ fn start_daemon(args: &Args) -> Result<Outcome> {
     let program = std::env::current_exe().context("finding the program itself")?;
     let mut words = std::env::args_os().skip(1).peekable();
     let mut command = Command::new(program);
+    // In its place, or not there, so that the log has what the user wrote.
     if words.peek().is_some_and(|word| word == "mount") {
-        words.next();
+        command.args(words.next());
     }
-    command.arg("mount").arg("--daemon").args(key::attended().then_some("--ask")).args(words);
+    let [daemon, ask] = OWN_WORDS;
+    command.arg(daemon).args(key::attended().then_some(ask)).args(words);
+    if let Some(name) = std::env::args_os().next() {
+        command.arg0(name);
+    }
     let stdin = if args.image.key.uses_stdin() { Stdio::inherit() } else { Stdio::null() };
     command.stdin(stdin).stdout(Stdio::piped());
     // glibc would give each thread its own heap, and what one thread keeps and another drops would
@@ -539,6 +551,7 @@ fn announce(
         let mut out = std::io::stdout();
         writeln!(out, "{READY}").and_then(|()| out.flush())?;
         std::env::set_current_dir("/")?;
+        rustix::stdio::dup2_stdin(null.as_fd())?;
         rustix::stdio::dup2_stdout(null.as_fd())?;
         rustix::stdio::dup2_stderr(null.as_fd())?;
     }
@@ -580,12 +593,14 @@ fn explain_refused(error: std::io::Error, mountpoint: &Path) -> anyhow::Error {
         "users may not open /dev/fuse on this host: udev's rule is `chmod 666 /dev/fuse`"
     } else if error.kind() == std::io::ErrorKind::NotFound {
         "fusermount3 is needed to mount as an ordinary user: install the package fuse3"
+    } else if text.contains("no write access to mountpoint") {
+        "mount onto a folder of your own (mkdir it), or let `imgfs open IMAGE` make one"
     } else if text.contains("user_allow_other") {
         "allow_other needs the line user_allow_other in /etc/fuse.conf"
     } else if error.kind() == std::io::ErrorKind::PermissionDenied || text.contains("not permitted") {
         "not permitted here: the mount point has to be yours, and a container needs CAP_SYS_ADMIN or fusermount3; ls, cat and cp work without mounting"
     } else {
-        "the mount was refused"
+        "the mount was refused; ls, cat and cp work without mounting"
     };
     anyhow::anyhow!("{}: {}: {advice}", mountpoint.display(), text.trim())
 }

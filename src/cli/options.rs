@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use imgfs::device::overlay::{self, Overlay};
+use imgfs::error::Error;
 use imgfs::filesystem::NameMap;
 use imgfs::stack::{self, Writing};
+use imgfs::text::printable;
 
 use super::provenance::Log;
 use super::sandbox::{SafetyArgs, Sandbox};
@@ -178,6 +180,14 @@ impl OverlayArgs {
     }
 }
 
+/// An error about what is in an overlay, with its name.
+pub fn about_overlay(error: Error, path: &Path) -> anyhow::Error {
+    let inside =
+        matches!(error, Error::Unsupported { format: "overlay", .. } | Error::Corrupt { format: "overlay", .. });
+    let error = anyhow::Error::new(error);
+    if inside { error.context(printable(path.as_os_str().as_encoded_bytes())) } else { error }
+}
+
 /// The overlay's usual place.
 pub fn beside(image: &Path) -> PathBuf {
     let mut name = image.as_os_str().to_owned();
@@ -206,6 +216,7 @@ pub const KNOWN: &[Known] = &[
     known("overlay", "[FILE]", "as rw, and where the changes go (for fstab; mount(8) says rw by itself)"),
     known("timeout", "SECONDS", "unmount when nobody has asked for anything so long, and nothing is open"),
     known("tree", "[pN]", "one tree at the mount point itself: the main one, or the named one"),
+    known("part", "N", "as tree=pN: the tree of partition N alone"),
     known(
         "symlinks",
         "asis|rewrite|hide",
@@ -216,8 +227,8 @@ pub const KNOWN: &[Known] = &[
     known("iocharset", "utf8", ""),
     known("owners", "", "the disk's owners and permissions (the default for root)"),
     known("noowners", "", "everything belongs to the caller and is readable (the default for others)"),
-    known("uid", "N", "owner of all files"),
-    known("gid", "N", "group of all files"),
+    known("uid", "USER", "owner of all files: a number, or a name of this host"),
+    known("gid", "GROUP", "group of all files, likewise"),
     known("umask", "OCTAL", "permission bits to take away"),
     known("fmask", "OCTAL", "the same, from files only"),
     known("dmask", "OCTAL", "the same, from directories only"),
@@ -278,7 +289,13 @@ const IGNORED: &[&str] = &[
     "dirsync",
     "utf8",
     "nouser",
-    "nofail",
+    "silent",
+    "loud",
+    "mand",
+    "nomand",
+    "iversion",
+    "noiversion",
+    "nosymfollow",
 ];
 
 impl MountOptions {
@@ -324,11 +341,12 @@ impl MountOptions {
             "showexec" => self.stack.filesystem.showexec = true,
             "map" => self.stack.filesystem.map = name_map(text)?,
             "tree" => self.tree = Some(value.map(str::to_owned)),
+            "part" => self.tree = Some(Some(part(text)?)),
             "symlinks" => self.symlinks = Some(symlinks(text)?),
             "owners" => self.owners = Some(true),
             "noowners" => self.owners = Some(false),
-            "uid" => self.uid = Some(number(text)?),
-            "gid" => self.gid = Some(number(text)?),
+            "uid" => self.uid = Some(id(text, "user", "/etc/passwd")?),
+            "gid" => self.gid = Some(id(text, "group", "/etc/group")?),
             "umask" => (self.fmask, self.dmask) = (Some(octal(text)?), Some(octal(text)?)),
             "fmask" => self.fmask = Some(octal(text)?),
             "dmask" => self.dmask = Some(octal(text)?),
@@ -378,6 +396,9 @@ fn unknown(name: &str) -> anyhow::Error {
                 "refused: device files and set-user-id programs of an image never work through imgfs"
             );
         }
+        "remount" => {
+            return anyhow::anyhow!("imgfs cannot change a mount that is there: unmount it, and mount the image again");
+        }
         "quiet" | "check" | "conv" | "fat" | "shortname" | "errors" | "data" | "barrier" => {
             return anyhow::anyhow!("a word of the kernel's own drivers that imgfs does not have; leave it out");
         }
@@ -393,6 +414,26 @@ fn unknown(name: &str) -> anyhow::Error {
 
 fn number<T: std::str::FromStr>(text: &str) -> Result<T> {
     text.parse().map_err(|_| anyhow::anyhow!("{text:?} is not a number in range"))
+}
+
+/// The owner's or the group's number: as it is, or by its name in a file of the host. To be asked for
+/// before the sandbox, as all options are.
+fn id(text: &str, what: &str, names: &str) -> Result<u32> {
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    let list = std::fs::read_to_string(names).with_context(|| names.to_owned())?;
+    let row = |line: &str| {
+        let mut fields = line.split(':');
+        if fields.next() == Some(text) { fields.nth(1)?.parse().ok() } else { None }
+    };
+    list.lines().find_map(row).with_context(|| format!("{text:?} is neither a number nor a {what} in {names}"))
+}
+
+/// `1` and `p1` are the same tree.
+fn part(text: &str) -> Result<String> {
+    let digits = text.strip_prefix('p').unwrap_or(text);
+    Ok(format!("p{}", number::<u32>(digits)?))
 }
 
 fn symlinks(text: &str) -> Result<SymlinkChoice> {
@@ -462,8 +503,22 @@ mod tests {
         assert_eq!(message("norok"), "-o norok: unknown option; did you mean norock?");
         assert_eq!(message("sesion=1"), "-o sesion=1: unknown option; did you mean session?");
         assert!(message("suid").contains("never work"));
-        assert!(message("uid").contains("uid=N"));
+        assert!(message("uid").contains("uid=USER"));
+        assert!(message("remount,ro").contains("unmount it"));
+        assert!(message("uid=no:body").contains("is neither a number nor a user in /etc/passwd"));
         assert!(message("umask=9").contains("octal"));
+    }
+
+    #[test]
+    fn a_partition_and_an_owner_have_a_number_and_a_name() {
+        let parse = |text| MountOptions::parse([text]).unwrap();
+        for text in ["part=5", "part=p5", "tree=p5"] {
+            assert_eq!(parse(text).tree, Some(Some("p5".to_owned())), "{text}");
+        }
+        assert!(MountOptions::parse(["part=five"]).is_err() && MountOptions::parse(["part"]).is_err());
+        let options = parse("uid=root,gid=root,silent,nosymfollow");
+        assert_eq!((options.uid, options.gid), (Some(0), Some(0)));
+        assert_eq!(parse("uid=1234").uid, Some(1234));
     }
 
     #[test]

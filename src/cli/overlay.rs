@@ -9,8 +9,9 @@ use imgfs::digest::hex;
 use imgfs::text::{printable, tamed};
 use serde_json::json;
 
+use super::options::{self, about_overlay};
 use super::sandbox::{SafetyArgs, Sandbox};
-use super::{Outcome, document, options};
+use super::{Outcome, document};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -46,11 +47,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
     match &args.command {
         Command::Info { safety, json, overlay } => {
             confine(safety, overlay)?;
-            info(&overlay::info(overlay)?, *json)
+            info(&overlay::info(overlay).map_err(|error| about_overlay(error, overlay))?, *json)
         }
         Command::Check { safety, json, overlay } => {
             confine(safety, overlay)?;
-            check(&overlay::check(overlay)?, *json)
+            check(&overlay::check(overlay).map_err(|error| about_overlay(error, overlay))?, *json)
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `imgfs export`, `imgfs apply`: the changes of an overlay as a small file that can travel.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter};
+use std::io::{BufReader, BufWriter, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -10,10 +10,11 @@ use imgfs::stack::{Image, Options, Writing};
 use serde_json::json;
 
 use super::edit::say_where;
+use super::interrupt::Checked;
 use super::options::{OverlayArgs, WritingArgs};
 use super::provenance::Log;
 use super::sandbox::{SafetyArgs, Sandbox};
-use super::{Outcome, provenance};
+use super::{Outcome, interrupt, progress, provenance};
 
 /// The words of `imgfs export`.
 #[derive(clap::Args)]
@@ -27,6 +28,7 @@ pub struct ExportArgs {
 
 pub fn export(args: &ExportArgs) -> Result<Outcome> {
     let log = args.overlay.log()?;
+    interrupt::prepare()?;
     args.overlay.confine(Some(&args.patch))?;
     let result = write_patch(args);
     let about = json!({
@@ -40,19 +42,39 @@ pub fn export(args: &ExportArgs) -> Result<Outcome> {
 
 fn write_patch(args: &ExportArgs) -> Result<Outcome> {
     let overlay = args.overlay.open(true)?;
-    let name = || args.patch.display().to_string();
-    let mut out = BufWriter::new(File::create_new(&args.patch).with_context(name)?);
-    let summary = match overlay.export_patch(&mut out) {
-        Ok(summary) => summary,
-        Err(error) => {
-            // Half a patch is worth nothing.
-            let _ = std::fs::remove_file(&args.patch);
-            return Err(error).with_context(name);
-        }
-    };
-    out.into_inner().map_err(|error| error.into_error())?.sync_all().with_context(name)?;
+    let summary = interrupt::new_file(&args.patch, |file| {
+        // Sectors that only were written, and did not change, are not in it.
+        let total = overlay.changed_runs().map_while(|run| Some(run.ok()?.1)).fold(0, u64::saturating_add);
+        progress::with_bar(|progress| {
+            let mut out = BufWriter::new(Counted { out: Checked(file), done: 0, total, progress });
+            let summary = overlay.export_patch(&mut out)?;
+            out.flush()?;
+            Ok(summary)
+        })
+    })?;
     println!("{} runs, {} bytes", summary.records, summary.bytes);
     Ok(Outcome::Complete)
+}
+
+/// Tells how much was written.
+struct Counted<'a, T> {
+    out: T,
+    done: u64,
+    total: u64,
+    progress: &'a mut dyn FnMut(u64, u64),
+}
+
+impl<T: Write> Write for Counted<'_, T> {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        let len = self.out.write(buf)?;
+        self.done = self.done.saturating_add(len as u64);
+        (self.progress)(self.done.min(self.total), self.total);
+        Ok(len)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
+    }
 }
 
 /// The words of `imgfs apply`.
@@ -71,6 +93,8 @@ pub struct ApplyArgs {
 pub fn apply(args: &ApplyArgs) -> Result<Outcome> {
     let file = File::open(&args.patch).with_context(|| args.patch.display().to_string())?;
     let writing = args.writing.parse(&args.image, true)?;
+    interrupt::prepare()?;
+    interrupt::arm();
     let log = Log::of_writing(args.writing.log.as_deref(), writing.as_ref())?;
     let result = apply_to(args, file, writing.clone());
     let about = json!({
@@ -98,7 +122,7 @@ fn apply_to(args: &ApplyArgs, file: File, writing: Option<Writing>) -> Result<Ou
     }
     sandbox.enter()?;
     let image = Image::open(&args.image, &Options { writing, ..Options::following(&args.safety.allow_references) })?;
-    let summary = apply_patch(&mut BufReader::new(file), image.disk.as_ref()).inspect_err(|_| {
+    let summary = apply_patch(&mut BufReader::new(Checked(file)), image.disk.as_ref()).inspect_err(|_| {
         // Made for this patch alone.
         let _ = fresh.map(std::fs::remove_file);
     })?;

@@ -7,22 +7,43 @@ use std::time::{Duration, Instant};
 use imgfs::container::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// A bar of `total` bytes; silent when nobody is looking.
+const OF_A_TOTAL: &str = "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} {wide_msg}";
+/// What is shown while nobody knows how much there is to do.
+const WITHOUT_TOTAL: &str = "{spinner} {wide_msg}";
+
+/// A bar of `total` bytes, 0 as long as that is unknown; silent when nobody is looking.
 pub fn bar(total: u64) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::new(total);
-    let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} {wide_msg}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let bar = ProgressBar::new(0);
+    bar.set_style(style(WITHOUT_TOTAL));
+    set_total(&bar, total);
     bar
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+/// Tells a bar how much there is to do.
+pub fn set_total(bar: &ProgressBar, total: u64) {
+    if total > 0 && bar.length() == Some(0) {
+        bar.set_style(style(OF_A_TOTAL));
+    }
+    bar.set_length(total);
+}
+
+/// Tells a bar that there is more to do.
+pub fn add(bar: &ProgressBar, more: u64) {
+    set_total(bar, bar.length().unwrap_or(0).saturating_add(more));
 }
 
 /// Runs something that tells how far it is: bytes done, of how many.
 pub fn with_bar<T>(run: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T) -> T {
     let bar = bar(0);
     let result = run(&mut |done, total| {
-        bar.set_length(total);
+        set_total(&bar, total);
         bar.set_position(done);
     });
     bar.finish_and_clear();
@@ -52,7 +73,7 @@ pub fn hook() -> Option<Progress> {
             return;
         }
         let bar = shown.get_or_insert_with(|| bar(total).with_message(what));
-        bar.set_length(total);
+        set_total(bar, total);
         bar.set_position(done);
     })))
 }

@@ -15,9 +15,10 @@ use anyhow::{Context, Result};
 use imgfs::digest::hex;
 use imgfs::filesystem::Timestamp;
 use imgfs::stack::{Image, Writing};
+use imgfs::text::tamed_json;
 use serde_json::{Value, json};
 
-use super::{document, info, sentence};
+use super::{document, info, mount, sentence};
 
 /// Warnings of one process that are logged: a damaged image can have as many as it has bytes.
 const MAX_WARNINGS: u32 = 1000;
@@ -86,13 +87,15 @@ impl Log {
                 "time": document::time(Timestamp::now()),
                 "event": event,
                 "program": concat!("imgfs ", env!("CARGO_PKG_VERSION")),
-                "command": command_line(),
                 "process": std::process::id(),
             }),
         );
+        command_line(&mut line);
         document::merge(&mut line, self.origin.clone());
         document::merge(&mut line, members);
-        if let Err(error) = file.write_all(format!("{line}\n").as_bytes()).and_then(|()| file.sync_data()) {
+        if let Err(error) =
+            file.write_all(format!("{}\n", tamed_json(&line.to_string())).as_bytes()).and_then(|()| file.sync_data())
+        {
             eprintln!("imgfs: the log: {error}");
         }
     }
@@ -128,10 +131,17 @@ fn append(path: &Path) -> std::io::Result<File> {
     File::options().append(true).create(true).custom_flags(flags).open(path)
 }
 
-/// As the user wrote it: without what the first process tells the second.
-fn command_line() -> Vec<String> {
-    let words: Vec<OsString> = std::env::args_os().filter(|word| word != "--daemon").collect();
-    words.iter().map(|word| word.to_string_lossy().into_owned()).collect()
+/// As the user wrote it: without what the first process of a mount tells the second. Where a word is not
+/// UTF-8, the bytes of all words in hexadecimal as well.
+fn command_line(line: &mut Value) {
+    let own = |word: &OsString| mount::OWN_WORDS.iter().any(|own| word == own);
+    let words: Vec<OsString> = std::env::args_os().filter(|word| !own(word)).collect();
+    let text: Vec<String> = words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    document::merge(line, json!({ "command": text }));
+    if words.iter().any(|word| word.to_str().is_none()) {
+        let bytes: Vec<String> = words.iter().map(|word| hex(word.as_encoded_bytes())).collect();
+        document::merge(line, json!({ "command_hex": bytes }));
+    }
 }
 
 fn user() -> Value {
@@ -175,12 +185,12 @@ pub fn opened(image: &Image, path: &Path, writing: Option<&Writing>) -> Value {
         let hash = binding.as_ref().and_then(|binding| binding.full_hash()).map(|hash| hex(&hash));
         let samples = binding.as_ref().map(|binding| hex(&binding.samples));
         let known = json!({
-            "overlay": overlay.to_string_lossy(),
             "forced_base": options.force,
             "disk_sha256": hash,
             "samples_sha256": samples,
         });
         document::merge(&mut value, known);
+        document::name(&mut value, "overlay", overlay.as_os_str().as_encoded_bytes());
     }
     value
 }

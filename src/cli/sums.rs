@@ -1,9 +1,11 @@
 //! Digests that stand beside an image: `IMAGE.sha256`, lists as `sha256sum` writes them, and the
 //! manifests of a BagIt bag (RFC 8493) that the image lies in.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result};
 use imgfs::digest::{Algorithm, unhex};
@@ -26,22 +28,53 @@ pub struct Stored {
 /// Everything that is said about an image beside it.
 pub fn beside(image: &Path) -> Result<Vec<Stored>> {
     let absolute = std::path::absolute(image)?;
-    let (Some(folder), Some(name)) = (absolute.parent(), absolute.file_name()) else { return Ok(Vec::new()) };
-    let name = name.as_encoded_bytes();
+    let Some(folder) = absolute.parent() else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    for (list, kind) in lists(&absolute) {
+        found.extend(read(&list, kind, &|path| leads_to(folder, path, &absolute)));
+    }
+    found.extend(in_bag(&absolute)?);
+    Ok(found)
+}
+
+/// The names of the lists beside an image, whether or not they say anything of it.
+pub fn lists_beside(image: &Path) -> Result<Vec<String>> {
+    let name = |(list, _): (PathBuf, Kind)| list.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(lists(&std::path::absolute(image)?).into_iter().map(name).collect())
+}
+
+fn lists(image: &Path) -> Vec<(PathBuf, Kind)> {
+    let (Some(folder), Some(name)) = (image.parent(), image.file_name()) else { return Vec::new() };
     let mut lists: Vec<_> = match std::fs::read_dir(folder) {
         Ok(rows) => rows.filter_map(|row| Some(row.ok()?.path())).collect(),
         // A folder that may be entered and not listed.
         Err(_) => Vec::new(),
     };
     lists.sort();
-    let mut found = Vec::new();
-    for list in lists {
-        let Some(list_name) = list.file_name().map(|name| name.as_encoded_bytes().to_vec()) else { continue };
-        let Some(kind) = Kind::of(&list_name, name) else { continue };
-        found.extend(read(&list, kind, &|path| plain(path) == name));
+    let known = |list: PathBuf| {
+        let kind = Kind::of(list.file_name()?.as_encoded_bytes(), name.as_encoded_bytes())?;
+        Some((list, kind))
+    };
+    lists.into_iter().filter_map(known).collect()
+}
+
+/// Whether a path in a list of this folder is the image's.
+fn leads_to(folder: &Path, path: &[u8], image: &Path) -> bool {
+    let named = without_dots(&folder.join(OsStr::from_bytes(path)));
+    named == without_dots(image) || image.canonicalize().is_ok_and(|real| named == real)
+}
+
+/// A path without `.` and `..`, as it is written: what is there is not looked at.
+fn without_dots(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir => drop(out.pop()),
+            part => out.push(part),
+        }
     }
-    found.extend(in_bag(&absolute)?);
-    Ok(found)
+    out
 }
 
 /// What a file beside the image is, by its name.
@@ -133,9 +166,9 @@ struct Row {
 }
 
 impl Row {
-    /// `DIGEST  path`, `DIGEST *path`, `ALGORITHM (path) = DIGEST`, or a digest alone.
+    /// `DIGEST  path`, `DIGEST *path`, `ALGORITHM (path) = DIGEST`, a digest alone; blanks may come first.
     fn parse(line: &[u8], kind: Kind) -> Option<Self> {
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let line = line.strip_suffix(b"\r").unwrap_or(line).trim_ascii_start();
         let (escaped, line) = match line.strip_prefix(b"\\") {
             Some(rest) => (true, rest),
             None => (false, line),
@@ -163,12 +196,18 @@ impl Row {
         Some(Self { algorithm, digest, path: (!path.is_empty()).then(|| name(path)) })
     }
 
+    /// As coreutils and BSD write it, or openssl: without the blanks around the path, and `SHA2-256`.
     fn tagged(line: &[u8], name: &dyn Fn(&[u8]) -> Vec<u8>) -> Option<Self> {
-        let open = line.windows(2).position(|pair| pair == b" (")?;
-        let close = line.windows(4).rposition(|four| four == b") = ")?;
-        let algorithm = Algorithm::from_name(std::str::from_utf8(line.get(..open)?).ok()?)?;
-        let digest = unhex(std::str::from_utf8(line.get(close + 4..)?).ok()?.trim())?;
-        let path = line.get(open + 2..close)?;
+        let open = line.iter().position(|&byte| byte == b'(')?;
+        let close = line.iter().rposition(|&byte| byte == b')')?;
+        let word = std::str::from_utf8(line.get(..open)?).ok()?.trim_ascii_end();
+        let algorithm = match word.strip_prefix("SHA2-") {
+            Some(bits) => Algorithm::from_name(&format!("sha{bits}"))?,
+            None => Algorithm::from_name(word)?,
+        };
+        let digest = line.get(close + 1..)?.trim_ascii_start().strip_prefix(b"=")?;
+        let digest = unhex(std::str::from_utf8(digest).ok()?.trim())?;
+        let path = line.get(open + 1..close)?;
         (digest.len() == algorithm.size()).then(|| Self { algorithm, digest, path: Some(name(path)) })
     }
 }
@@ -255,6 +294,13 @@ mod tests {
     }
 
     #[test]
+    fn a_path_in_a_list_counts_from_the_folder_of_the_list() {
+        let is = |path: &str| leads_to(Path::new("/a/b"), path.as_bytes(), Path::new("/a/c/../b/d.img"));
+        assert!(is("d.img") && is("./d.img") && is("../b/d.img") && is("/a/b/d.img") && is("/a//b/./d.img"));
+        assert!(!is("../d.img") && !is("/b/d.img") && !is("b/d.img") && !is("d.imgs") && !is("D.IMG"));
+    }
+
+    #[test]
     fn rows_of_every_tool_are_read() {
         let md5 = "900150983cd24fb0d6963f7d28e17f72";
         let parse = |line: &str, kind| {
@@ -265,6 +311,10 @@ mod tests {
         assert_eq!(parse(&format!("{md5}  a b.img"), list), (Algorithm::Md5, Some("a b.img".to_owned())));
         assert_eq!(parse(&format!("{md5} *x\r"), list), (Algorithm::Md5, Some("x".to_owned())));
         assert_eq!(parse(&format!("MD5 (a (1).img) = {md5}"), list), (Algorithm::Md5, Some("a (1).img".to_owned())));
+        assert_eq!(parse(&format!("MD5(a (1).img)= {md5}"), list), (Algorithm::Md5, Some("a (1).img".to_owned())));
+        assert_eq!(parse(&format!("MD5 (x)= {md5}"), list), (Algorithm::Md5, Some("x".to_owned())));
+        assert_eq!(parse(&format!("SHA2-256(x)= {md5}{md5}"), list), (Algorithm::Sha256, Some("x".to_owned())));
+        assert_eq!(parse(&format!(" \t{md5}  x"), list), (Algorithm::Md5, Some("x".to_owned())));
         assert_eq!(parse(&format!("\\{md5}  a\\\\b\\n"), list), (Algorithm::Md5, Some("a\\b\n".to_owned())));
         assert_eq!(parse(md5, Kind::Own(Algorithm::Md5)), (Algorithm::Md5, None));
         let long = "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85  x";

@@ -3,12 +3,14 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use imgfs::error::Error;
 use imgfs::filesystem::{FileSystem, NodeId};
 use imgfs::forest::Forest;
-use imgfs::stack::{Image, Tree};
+use imgfs::stack::{Image, Tree, Writing};
+use imgfs::text::printable;
 use rustix::io::Errno;
 
 use super::key::{self, KeyArgs};
@@ -29,17 +31,38 @@ pub struct ImageArgs {
     pub key: KeyArgs,
     #[command(flatten)]
     pub safety: SafetyArgs,
+    /// Parsed once, while names of users can still be looked up
+    #[arg(skip)]
+    parsed: OnceLock<MountOptions>,
 }
 
 impl ImageArgs {
     /// The options, and the keys; `ask` as for [`KeyArgs::source`].
     pub fn parse(&self, ask: bool) -> Result<MountOptions> {
-        let mut options = MountOptions::parse(self.options.iter().map(String::as_str))?;
+        let mut options = match self.parsed.get() {
+            Some(parsed) => parsed.clone(),
+            None => MountOptions::parse(self.options.iter().map(String::as_str))?,
+        };
+        let _ = self.parsed.set(options.clone());
         self.key.prepare(&options, ask)?;
         options.stack.keys = self.key.source(ask);
         options.stack.container.map = self.map.clone();
         options.stack.container.references.clone_from(&self.safety.allow_references);
         options.stack.container.progress = progress::hook();
+        Ok(options)
+    }
+
+    /// The same of a command that only looks at an image: with what was never written, it would show less
+    /// than was asked for.
+    pub fn parse_to_read(&self, image: &Path, ask: bool) -> Result<MountOptions> {
+        let options = self.parse(ask)?;
+        if options.read_write {
+            let overlay = options.overlay.clone().unwrap_or_else(|| options::beside(image));
+            bail!(
+                "-o rw: this command shows the image as it is; for the image with its changes name the overlay in its place: {}",
+                printable(overlay.as_os_str().as_encoded_bytes())
+            );
+        }
         Ok(options)
     }
 
@@ -83,18 +106,26 @@ impl Target {
 
     /// Opens the image.
     pub fn open(&self, args: &ImageArgs) -> Result<Image> {
-        self.open_with(args.parse(key::attended())?)
+        self.open_with(args.parse_to_read(&self.image, key::attended())?)
     }
 
     /// Opens the image with options already parsed.
     pub fn open_with(&self, options: MountOptions) -> Result<Image> {
         let mut stack = options.stack;
         stack.offset = self.offset.unwrap_or(stack.offset);
-        Ok(Image::open(&self.image, &stack)?)
+        Image::open(&self.image, &stack).map_err(|error| match &stack.writing {
+            Some(Writing::Overlay(path, _)) => options::about_overlay(error, path),
+            _ => error.into(),
+        })
     }
 
     /// The node at the path. A path that a volume has below its own root is suggested.
     pub fn find(&self, image: &Image, forest: &Forest) -> Result<NodeId> {
+        Ok(self.locate(image, forest)?.node)
+    }
+
+    /// The same, and where that is.
+    pub fn locate(&self, image: &Image, forest: &Forest) -> Result<Place> {
         let shown = || format!("{}:/{}", self.image.display(), imgfs::text::printable(trimmed(&self.path)));
         match self.follow(forest) {
             Err(error @ Error::NotFound) => Err(error).with_context(|| match self.suggestion(image) {
@@ -111,7 +142,7 @@ impl Target {
     }
 
     /// The links that the forest itself makes (`files`, `by-label/…`) are followed; the medium's are not.
-    fn follow(&self, forest: &Forest) -> imgfs::error::Result<NodeId> {
+    fn follow(&self, forest: &Forest) -> imgfs::error::Result<Place> {
         let mut names = self.path.split(|&byte| byte == b'/').filter(|name| !name.is_empty());
         let mut path: Vec<u8> = Vec::new();
         let depth = if trimmed(&self.path).starts_with(b"by-") { 2 } else { 1 };
@@ -126,7 +157,8 @@ impl Target {
             path.push(b'/');
             path.extend_from_slice(name);
         }
-        forest.find(&path)
+        let node = forest.find(&path)?;
+        Ok(Place { node, path: trimmed(&path).to_vec() })
     }
 
     /// Why a part that the path starts with has nothing below it.
@@ -155,6 +187,14 @@ impl Target {
         let name = self.path.split(|&byte| byte == b'/').rfind(|name| !name.is_empty() && *name != b".")?;
         Some(OsString::from_vec(name.to_vec()))
     }
+}
+
+/// A node, and the way to it once the links of the forest are followed: `p1/etc` of `files/etc`.
+pub struct Place {
+    /// The node.
+    pub node: NodeId,
+    /// Its path below the mount's root.
+    pub path: Vec<u8>,
 }
 
 /// Why there is no image of a name, and what may have been meant.

@@ -108,9 +108,17 @@ pub fn run(args: &Args) -> Result<Outcome> {
         print(&lines, (verified, mismatches, unread))?;
     }
     if result == "nothing" {
+        let lists = Target::parse(&args.target).and_then(|target| sums::lists_beside(&target.image));
+        let said = match lists.unwrap_or_default().as_slice() {
+            [] => "no list of digests beside it".to_owned(),
+            [list] => format!("{} does not name it", printable(list.as_bytes())),
+            [first, rest @ ..] => {
+                format!("{} and {} more lists do not name it", printable(first.as_bytes()), rest.len())
+            }
+        };
         eprintln!(
-            "imgfs: {}: nothing to verify against: no list of digests beside it, and no checksums in it",
-            args.target.display()
+            "imgfs: {}: nothing to verify against: {said}, and no checksums in it",
+            printable(args.target.as_encoded_bytes())
         );
     }
     Ok(match result {
@@ -164,7 +172,7 @@ fn lines(args: &Args, bar: &ProgressBar) -> Result<Vec<Line>> {
     }
     sandbox.enter()?;
     let mut lines = if target.image.is_dir() { Vec::new() } else { against_lists(&target.image, None, bar)? };
-    let options = args.image.parse(key::attended())?;
+    let options = args.image.parse_to_read(&target.image, key::attended())?;
     let files = options.stack.container.files.clone();
     let image = match target.open_with(options) {
         Ok(image) => image,
@@ -225,7 +233,7 @@ fn against_lists(file: &Path, piece: Option<&str>, bar: &ProgressBar) -> Result<
     if stored.is_empty() {
         return Ok(Vec::new());
     }
-    bar.inc_length(host.size());
+    progress::add(bar, host.size());
     let wanted = [Wanted { range: 0..host.size(), algorithms: algorithms.clone() }];
     let found = hashing::ranges(&host, &wanted, &mut |len| bar.inc(len)).pop().unwrap_or(Ok(Vec::new()));
     let verdict = |one: &Stored| match (&one.digest, &found) {
@@ -271,7 +279,7 @@ fn make(checks: &[Check], whose: &str, bar: &ProgressBar) -> Vec<Line> {
     let mut devices: Vec<Device> = Vec::new();
     for found in checks.iter().filter_map(device) {
         if !devices.iter().any(|known| Arc::ptr_eq(known, &found)) {
-            bar.inc_length(found.size());
+            progress::add(bar, found.size());
             devices.push(found);
         }
     }
@@ -303,7 +311,9 @@ fn make(checks: &[Check], whose: &str, bar: &ProgressBar) -> Vec<Line> {
     let other = |check: &Check| match &check.proof {
         Proof::Known(fault) => Verdict::from_faults(fault.iter().cloned().collect()),
         Proof::Walk(walk) => {
+            // How long a walk takes nobody knows.
             bar.set_message(check.what.clone());
+            bar.tick();
             walk().map_or_else(|error| Verdict::from_error(&error), Verdict::from_faults)
         }
         Proof::Digest { .. } | Proof::Reads(_) => Verdict::Unread("it was not calculated".to_owned()),

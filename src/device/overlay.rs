@@ -50,7 +50,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use self::create::{Named, qemu_format, recorded_name, reference, rename_new, sync_folder, temporary_name, write_new};
+use self::create::{Named, qemu_format, recorded_name, reference, sync_folder, write_new};
+pub use self::create::{rename_new, temporary_name};
 use self::geometry::{ENTRY, Geometry, from_bytes};
 use self::header::{AUTOCLEAR_FIELD, Header, OVERLAY, TablePlace};
 use self::refcounts::Refcounts;

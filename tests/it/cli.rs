@@ -336,3 +336,69 @@ mod as_root {
         assert_eq!(rustix::fs::lgetxattr(tool, "security.capability", &mut value).unwrap(), 20);
     }
 }
+
+#[test]
+fn what_was_deleted_is_in_the_flat_file_alone() {
+    let scratch = crate::disks::Scratch::new();
+    let (deleted, slack) = ("bytes of a file that was deleted", "bytes behind the end of a file");
+    scratch.sh("coreutils", &format!("echo '{deleted}' > GONE; printf 'kept{slack}' > KEPT"));
+    scratch.sh("e2fsprogs", "mke2fs -q -F -t ext4 ext.img 8M; for name in GONE KEPT; do debugfs -w -R \"write $name $name\" ext.img; done 2> /dev/null");
+    scratch.sh(
+        "e2fsprogs",
+        "debugfs -w -R 'rm GONE' ext.img; debugfs -w -R 'set_inode_field KEPT size 4' ext.img 2> /dev/null",
+    );
+    scratch.sh(
+        "dosfstools mtools",
+        "mkfs.fat -C fat.img 1440 > /dev/null; mcopy -i fat.img GONE KEPT ::; mdel -i fat.img ::GONE",
+    );
+    // The size of the only row that is left, in its last four bytes.
+    let mut fat = std::fs::read(scratch.path("fat.img")).unwrap();
+    let row = fat.windows(11).position(|bytes| bytes == b"KEPT       ").unwrap();
+    fat[row + 28..row + 32].copy_from_slice(&4u32.to_le_bytes());
+    scratch.write("fat.img", &fat);
+    for (name, journal) in [("ext.img", true), ("fat.img", false)] {
+        let image = scratch.path(name);
+        let _untouched = Untouched::new(&image);
+        let path = |path: &str| format!("{}:/{path}", image.display());
+        let tree = ok(&["ls", "-R", "-a", &path("disk")]);
+        assert!(tree.contains("KEPT") && !tree.contains("GONE") && !tree.contains("journal"), "{tree}");
+        assert_eq!(ok(&["cat", &path("disk/KEPT")]), "kept");
+        ok(&["cp", "-r", &path("disk"), scratch.path("").join(format!("{name}.out")).to_str().unwrap()]);
+        let found = scratch.sh("grep", &format!("grep -rl 'bytes' {name}.out || true"));
+        assert_eq!(found, "", "{name}");
+        let flat = imgfs().args(["cat", &path("disk.img")]).output().unwrap().stdout;
+        let has = |bytes: &[u8]| flat.windows(bytes.len()).any(|window| window == bytes);
+        assert!(has(deleted.as_bytes()) && has(slack.as_bytes()), "{name}");
+        // The first block of a journal (jbd2: c0 3b 39 98).
+        assert_eq!(has(&[0xc0, 0x3b, 0x39, 0x98]), journal, "{name}");
+    }
+}
+
+#[test]
+fn a_bar_moves_within_a_file_and_none_is_full_before_the_work_begins() {
+    let scratch = crate::disks::Scratch::new();
+    let image = scratch.path("disk.img");
+    let image = image.to_str().unwrap();
+    ok(&["create", image, "--size", "300M"]);
+    scratch.sh("coreutils", "head -c 128M /dev/urandom > big");
+    ok(&["cp", scratch.path("big").to_str().unwrap(), &format!("{image}:/files/")]);
+    let program = imgfs().get_program().to_str().unwrap().to_owned();
+    let overlay = format!("{image}.overlay.qcow2");
+    let shown = |words: &str| {
+        let line = format!("{program} {words} > /dev/null || true");
+        scratch.sh("bsdutils", &format!("TERM=xterm script -qec 'stty cols 100; {line}' /dev/null < /dev/null"))
+    };
+    for words in [
+        format!("hash --files {overlay}"),
+        format!("manifest {overlay}:/files"),
+        format!("export {overlay} --patch {}", scratch.path("patch").display()),
+    ] {
+        let out = shown(&words);
+        // Places that were shown: `12.00 MiB/128.00 MiB`.
+        let places: std::collections::BTreeSet<&str> =
+            out.split("MiB/128").filter_map(|before| before.rsplit(' ').nth(1)).collect();
+        assert!(places.len() > 2, "{words}: {out}");
+    }
+    let out = shown(&format!("verify {image}"));
+    assert!(!out.contains("0 B/0 B"), "{out}");
+}

@@ -17,6 +17,7 @@ mod fat;
 mod fat_write;
 mod floppy;
 mod folders;
+mod interrupt;
 mod iso9660;
 mod layers;
 mod mount;

@@ -428,7 +428,7 @@ fn unknown_options_are_refused_by_name_with_the_nearest_word() {
         ("ofset=512", "did you mean offset?"),
         ("allow_ohter", "did you mean allow_other?"),
         ("quite-something-else", "-o quite-something-else: unknown option"),
-        ("uid=ada", "-o uid=ada: \"ada\" is not a number"),
+        ("uid=no one", "-o uid=no one: \"no one\" is neither a number nor a user in /etc/passwd"),
         ("umask=999", "-o umask=999"),
         ("offset", "needs a value"),
         ("ro=1", "takes no value"),
@@ -458,6 +458,53 @@ fn the_mount_is_read_only_without_devices_and_set_id_programs() {
     }
     let refused = std::fs::remove_file(mounted.path("p2/etc/hostname")).unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+}
+
+#[test]
+fn set_id_bits_and_devices_of_the_medium_mean_nothing_as_root() {
+    if !is_root() {
+        return;
+    }
+    let scratch = crate::disks::Scratch::new();
+    // A program that says who it runs as, and the device of zeros.
+    let make = "mkdir tree; cp /usr/bin/id tree/id; chown 1234 tree/id; chmod 4755 tree/id; mknod tree/zero c 1 5; \
+        mke2fs -q -F -t ext4 -d tree fs.img 8M";
+    scratch.sh("coreutils e2fsprogs", make);
+    let mounted = Mounted::new(&scratch.path("fs.img"), &["-o", "owners"]);
+    let program = mounted.path("disk/id");
+    assert_eq!(lstat(&program).unwrap().mode() & 0o7777, 0o4755);
+    let said = std::process::Command::new(&program).arg("-u").output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&said.stdout), "0\n");
+    let refused = File::open(mounted.path("disk/zero")).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied);
+}
+
+#[test]
+fn the_daemon_lets_go_of_the_terminal() {
+    let scratch = crate::disks::Scratch::new();
+    let image = testimage("demo.img", &scratch.path(""));
+    let (at, number) = (scratch.path("mnt"), scratch.path("number"));
+    std::fs::create_dir(&at).unwrap();
+    let program = imgfs().get_program().to_str().unwrap().to_owned();
+    let line = format!("{program} {} {} --pid-file {}", image.display(), at.display(), number.display());
+    // On a terminal of its own, where there is someone to be asked; its end is waited for.
+    scratch.sh("bsdutils", &format!("timeout 20 script -qec '{line}' /dev/null"));
+    let pid = std::fs::read_to_string(number).unwrap().trim().to_owned();
+    let open: Vec<_> = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten().collect();
+    let open: Vec<_> = open.iter().filter_map(|fd| std::fs::read_link(fd.path()).ok()).collect();
+    let terminal = open.iter().find(|path| path.starts_with("/dev/pts") || path.ends_with("tty"));
+    assert!(!open.is_empty() && terminal.is_none(), "{open:?}");
+    ok(&["umount", at.to_str().unwrap()]);
+}
+
+#[test]
+fn part_is_tree_with_a_number() {
+    let scratch = crate::disks::Scratch::new();
+    let image = testimage("demo.img", &scratch.path(""));
+    for option in ["part=2", "part=p2", "tree=p2"] {
+        let mounted = Mounted::new(&image, &["-o", option]);
+        assert_eq!(std::fs::read_to_string(mounted.path("etc/hostname")).unwrap(), "demo\n", "{option}");
+    }
 }
 
 #[test]

@@ -201,15 +201,19 @@ fn a_commit_to_a_new_image_is_sparse_whole_and_replaces_nothing() {
     }
     let (raw, qcow2) = (folder.path("new.img"), folder.path("new.qcow2"));
     let mut last = (0, 0);
-    overlay.commit_to_raw(&raw, &mut |done, total| last = (done, total)).unwrap();
+    let mut progress = |done, total| {
+        last = (done, total);
+        Ok(())
+    };
+    overlay.commit_to_raw(&raw, &mut progress).unwrap();
     assert_eq!(last, (8_000_001, 8_000_001));
     assert!(std::fs::read(&raw).unwrap() == model);
     let blocks = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&raw).unwrap()) * 512;
     assert!(blocks < 7_000_000, "{blocks} bytes are taken");
-    overlay.commit_to_qcow2(&qcow2, &mut |_, _| {}).unwrap();
+    overlay.commit_to_qcow2(&qcow2, &mut |_, _| Ok(())).unwrap();
     qemu_ok("qemu-img", &["check", "-f", "qcow2", text(&qcow2)]);
     assert!(flat_by_qemu(&folder, &qcow2, model.len()) == model);
-    let error = overlay.commit_to_raw(&disk, &mut |_, _| {}).unwrap_err().to_string();
+    let error = overlay.commit_to_raw(&disk, &mut |_, _| Ok(())).unwrap_err().to_string();
     assert!(error.contains("exists"), "{error}");
     assert_eq!(hash(&disk), before, "the base was changed");
     let names = std::fs::read_dir(&folder.0).unwrap().count();

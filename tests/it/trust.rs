@@ -125,6 +125,42 @@ fn verify_compares_with_lists_of_digests_beside_the_image() {
 }
 
 #[test]
+fn verify_reads_the_lists_that_sha256sum_and_openssl_write_about_any_path() {
+    let scratch = Scratch::new();
+    std::fs::create_dir(scratch.path("v")).unwrap();
+    let image = scratch.write("v/d.img", &disk(MIB));
+    for (list, make) in [
+        ("SHA256SUMS", "sha256sum \"$PWD/d.img\""),
+        ("SHA256SUMS", "sha256sum ../v/d.img"),
+        ("SHA256SUMS", "sha256sum d.img | sed 's/^/  /'"),
+        ("SHA256SUMS", "openssl sha256 d.img"),
+        ("d.img.sha256", "openssl sha256 d.img"),
+        ("d.img.sha256", "openssl sha256 d.img | sed 's/SHA2-256(/SHA256 (/'"),
+        ("SHA256SUMS", "openssl sha256 d.img | sed 's/SHA2-/SHA/'"),
+    ] {
+        scratch.sh("coreutils openssl", &format!("cd v; {{ {make}; }} > ../list; mv ../list {list}"));
+        flipped(&image, list, &[1000]);
+        std::fs::remove_file(scratch.path(&format!("v/{list}"))).unwrap();
+    }
+    scratch.sh("coreutils", "cd v; echo x > other; sha256sum other > SHA256SUMS");
+    let said = verified(&image, 2);
+    assert!(said.err.contains("SHA256SUMS does not name it"), "{}", said.err);
+    scratch.sh("coreutils", "cd v; md5sum other > MD5SUMS");
+    assert!(verified(&image, 2).err.contains("MD5SUMS and 1 more lists do not name it"));
+}
+
+#[test]
+fn the_head_of_a_manifest_in_json_steers_no_terminal() {
+    let scratch = Scratch::new();
+    let image = scratch.path("a\u{9b}\u{202e}b.img");
+    std::fs::rename(demo(&scratch), &image).unwrap();
+    let out = ok(&["manifest", "--json", text(&image)]);
+    assert!(!out.contains('\u{9b}') && !out.contains('\u{202e}'), "{out}");
+    let value: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(value["image"], text(&image));
+}
+
+#[test]
 fn verify_compares_every_file_of_a_set_with_the_lists() {
     let scratch = Scratch::new();
     scratch.write("d.raw", &disk(4 * MIB));
@@ -502,6 +538,43 @@ fn dfxml_says_what_fiwalk_says() {
         assert!(missing.is_empty(), "{name}: {missing:?}");
     }
     assert!(compared > 40, "{compared}");
+}
+
+/// The elements of DFXML that say nothing of the run: neither when nor with which words.
+fn volumes(xml: &str) -> String {
+    xml.split_once("</source>").unwrap().1.to_owned()
+}
+
+#[test]
+fn dfxml_of_a_link_to_a_volume_is_that_of_the_volume() {
+    let scratch = Scratch::new();
+    let image = demo(&scratch);
+    let _untouched = Untouched::new(&image);
+    scratch.write("dfxml.rng", include_bytes!("../dfxml.rng"));
+    let bytes = std::fs::read(&image).unwrap();
+    let xml = |path: &str| ok(&["manifest", "--format", "dfxml", &format!("{}:{path}", text(&image))]);
+    let label = ok(&["ls", &format!("{}:/by-label", text(&image))]);
+    let labels: Vec<String> = label.lines().map(|name| format!("/by-label/{name}")).collect();
+    let link = |name: &String| volumes(&xml(name)) == volumes(&xml("/p2"));
+    assert!(labels.iter().any(link), "{labels:?}");
+    for below in ["", "/home", "/home/ada/notes.txt"] {
+        let found = xml(&format!("/files{below}"));
+        assert_eq!(volumes(&found), volumes(&xml(&format!("/p2{below}"))));
+        scratch.write("out.xml", found.as_bytes());
+        scratch.sh("libxml2-utils", "xmllint --noout --relaxng dfxml.rng out.xml 2> said || { head said >&2; false; }");
+    }
+    // The second partition of the image starts further up.
+    let found = xml("/files/home/ada/notes.txt");
+    let number = |name: &str| -> usize {
+        let rest = found.split_once(&format!("{name}='")).unwrap().1;
+        rest.split_once('\'').unwrap().0.parse().unwrap()
+    };
+    let at = number("img_offset");
+    assert!(at > number("fs_offset"), "{found}");
+    assert!(bytes[at..].starts_with(b"The Analytical Engine weaves"), "{found}");
+    let bodies = ["/files/home", "/p2/home"]
+        .map(|path| ok(&["manifest", "--format", "bodyfile", &format!("{}:{path}", text(&image))]));
+    assert_eq!(bodies[0], bodies[1]);
 }
 
 #[test]

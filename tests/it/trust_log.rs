@@ -40,7 +40,10 @@ fn the_image_is_opened_for_reading_alone() {
     let program = imgfs().get_program().to_str().unwrap().to_owned();
     let out = scratch.path("out");
     fs::create_dir(&out).unwrap();
-    for words in [
+    fs::create_dir(scratch.path("mnt")).unwrap();
+    // Changes that the commands about an overlay find.
+    ok(&["mkdir", &format!("{}:/p1/NEW", text(&image))]);
+    let mut commands = vec![
         format!("info {}", text(&image)),
         format!("ls -R {inside}"),
         format!("tree {inside}"),
@@ -49,8 +52,25 @@ fn the_image_is_opened_for_reading_alone() {
         format!("manifest {}", text(&image)),
         format!("hash --parts --files {}", text(&image)),
         format!("verify {}", text(&image)),
-    ] {
-        let script = format!("strace -f -y -o calls -e trace=openat,open,openat2 {program} {words} > /dev/null");
+        format!("diff {}.overlay.qcow2", text(&image)),
+        format!("export {}.overlay.qcow2 --patch {}", text(&image), text(&scratch.path("patch"))),
+        format!("commit {}.overlay.qcow2 -o {}", text(&image), text(&scratch.path("new.img"))),
+        format!("discard {}.overlay.qcow2", text(&image)),
+    ];
+    // What is traced has no rights of set-user-id programs, as fusermount3 is one. Served from the
+    // foreground, so that its end can be waited for.
+    if is_root() {
+        commands.insert(0, format!("mount -f {} mnt -o rw", text(&image)));
+    }
+    for words in commands {
+        let traced = format!("strace -f -y -o calls -e trace=openat,open,openat2 {program} {words} > /dev/null");
+        let script = match words.starts_with("mount ") {
+            true => format!(
+                "{traced} & until mountpoint -q mnt; do sleep 0.1; kill -0 $!; done; \
+                 echo new > mnt/p1/FILE; cat mnt/disk.img > /dev/null; {program} umount mnt; wait $!"
+            ),
+            false => traced,
+        };
         scratch.sh("strace", &script);
         let calls = fs::read_to_string(scratch.path("calls")).unwrap();
         let opened: Vec<&str> = calls.lines().filter(|call| call.contains("demo.img\"")).collect();
@@ -70,14 +90,19 @@ fn norecovery_shows_what_is_on_the_disk_and_says_so() {
         "mke2fs -q -F -t ext4 fs.img 16M; echo on disk > file; debugfs -w -R 'write file file' fs.img 2> /dev/null",
     );
     // A transaction that was never written back.
-    scratch.sh("e2fsprogs", "debugfs -w -R 'journal_open' fs.img 2> /dev/null; printf 'jo\\njw -b 8000 /dev/zero\\njc\\n' | debugfs -w -f - fs.img > /dev/null 2>&1");
+    let write = "block=$(debugfs -R 'bmap file 0' fs.img 2> /dev/null); head -c 1024 /dev/zero > zeros; \
+        printf \"jo\\njw -b $block zeros\\njc\\n\" | debugfs -w -f - fs.img > /dev/null 2>&1";
+    scratch.sh("e2fsprogs", write);
     let image = scratch.path("fs.img");
     let _untouched = Untouched::new(&image);
     let plain = ok(&["info", text(&image)]);
     let without = ok(&["info", "-o", "norecovery", text(&image)]);
     assert!(plain.contains("needs_recovery: the volume was not unmounted"), "{plain}");
     assert!(without.contains("the journal holds changes, which are not shown as asked"), "{without}");
-    assert_eq!(ok(&["cat", &format!("{}:/disk/file", text(&image))]), "on disk\n");
+    let contents = |options: &[&str]| ok(&[&["cat"], options, &[&format!("{}:/disk/file", text(&image))]].concat());
+    assert_eq!(contents(&["-o", "norecovery"]), "on disk\n");
+    // The transaction brings zeros where the file has its bytes.
+    assert_eq!(contents(&[]).into_bytes(), [0; 8]);
 }
 
 #[test]
@@ -271,6 +296,42 @@ fn what_was_mounted_over_a_mount_stays_when_that_ends_as_root() {
 }
 
 #[test]
+fn the_log_of_a_mount_has_the_words_of_the_user_and_the_whole_identity_of_the_image() {
+    use std::os::unix::ffi::OsStrExt;
+    let scratch = Scratch::new();
+    demo(&scratch);
+    fs::create_dir(scratch.path("mnt")).unwrap();
+    let name = std::ffi::OsStr::from_bytes(b"log \xff\xc2\x9b.jsonl");
+    let overlay = std::ffi::OsStr::from_bytes(b"o\xe9.qcow2");
+    let mut command = Command::new("env");
+    command.arg("-C").arg(scratch.folder()).arg(imgfs().get_program());
+    command.args(["demo.img", "mnt", "--commit", "--log"]).arg(name).arg("--overlay").arg(overlay);
+    let mounted = said(command.output().unwrap());
+    assert_eq!(mounted.code, Some(0), "{}", mounted.err);
+    fs::write(scratch.path("mnt/p1/NEW"), "new").unwrap();
+    let list: Value = serde_json::from_str(&ok(&["list", "--json"])).unwrap();
+    let mounts = list["mounts"].as_array().unwrap();
+    let mount = mounts.iter().find(|mount| mount["mountpoint"] == text(&scratch.path("mnt"))).unwrap();
+    assert!(mount["overlay_hex"].as_str().unwrap().ends_with("6fe92e71636f7732"), "{mount}");
+    ok(&["umount", text(&scratch.path("mnt"))]);
+    let log = fs::read(scratch.path("").join(name)).unwrap();
+    // A terminal that shows it is not steered.
+    assert!(!log.windows(2).any(|two| two == b"\xc2\x9b"));
+    let found = events(&scratch.path("").join(name));
+    let kinds: Vec<&str> = found.iter().map(|event| event["event"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["mount", "commit", "unmount"]);
+    for event in &found {
+        assert_eq!(event["image"]["path"], text(&scratch.path("demo.img")), "{event}");
+        assert!(event["image"]["size"].is_u64() && event["image"]["inode"].is_u64(), "{event}");
+        let words: Vec<&str> =
+            event["command"].as_array().unwrap()[1..5].iter().map(|word| word.as_str().unwrap()).collect();
+        assert_eq!(words, ["demo.img", "mnt", "--commit", "--log"]);
+        assert_eq!(event["command_hex"][5], "6c6f6720ffc29b2e6a736f6e6c");
+    }
+    assert!(found[0]["overlay_hex"].as_str().unwrap().ends_with("6fe92e71636f7732"));
+}
+
+#[test]
 fn mount_8_and_fstab_mount_through_the_helper_as_root() {
     if !is_root() {
         return;
@@ -313,7 +374,9 @@ fn mount_8_and_fstab_mount_through_the_helper_as_root() {
     let refused = helper(&[text(&image), text(&at), "-o", "rw,suid"]);
     assert!(refused.code == Some(32) && refused.err.contains("-o suid: refused"), "{}", refused.err);
     assert_eq!(helper(&[text(&image)]).code, Some(1));
-    assert_eq!(helper(&[text(&image), text(&at), "-f", "-o", "ro"]).code, Some(0));
+    assert_eq!(helper(&[text(&image), text(&at), "-f", "-o", "ro,uid=nobody"]).code, Some(0));
+    let pretended = helper(&[text(&image), text(&at), "-f", "-o", "nonsense"]);
+    assert!(pretended.code == Some(32) && pretended.err.contains("unknown option"), "{}", pretended.err);
     assert!(mount_of(&at).is_none());
     assert_eq!(helper(&[text(&image), text(&at), "-sn", "-o", "rw,nonsense=1"]).code, Some(0));
     assert!(mount_of(&at).unwrap().0.starts_with("ro,"));
@@ -399,5 +462,8 @@ fn every_promise_of_the_page_of_guarantees_names_tests_that_exist() {
         }
         promises += 1;
     }
+    let cells = page.lines().filter(|line| line.starts_with('|') && line.contains("::")).flat_map(|row| row.split('|'));
+    let named: Vec<&str> = cells.filter(|cell| cell.contains("::")).map(|cell| cell.trim().trim_matches('`')).collect();
+    assert!(named.len() >= 4 && named.iter().all(|name| known.contains(*name)), "{named:?}");
     assert!(promises > 30, "{promises}");
 }

@@ -552,3 +552,57 @@ fn a_base_in_another_folder_has_to_be_named() {
     ok(&["commit", "--in-place", text(&overlay), "--base", text(&image)]);
     assert!(by_mtools(text(&image), &scratch).contains_key("x"));
 }
+
+#[test]
+fn a_command_that_only_looks_refuses_to_be_told_to_write_and_info_knows_of_the_overlay() {
+    let scratch = Scratch::new();
+    let image = floppy(&scratch);
+    let _untouched = Untouched::new(&image);
+    let overlay = overlay_of(&image);
+    assert!(!ok(&["info", text(&image)]).contains("lies beside it"));
+    ok(&["mkdir", &format!("{}:/disk/NEW", text(&image))]);
+    for words in [vec!["ls"], vec!["cat"], vec!["tree"], vec!["info"], vec!["hash"], vec!["manifest"]] {
+        for option in ["rw", "overlay"] {
+            refused(&[&words[..], &["-o", option, text(&image)]].concat(), text(&overlay));
+        }
+    }
+    let out = text(&scratch.path("out")).to_owned();
+    refused(&["cp", "-o", "rw", "-r", &format!("{}:/", text(&image)), &out], "name the overlay in its place");
+    assert!(ok(&["ls", &format!("{}:/disk", text(&overlay))]).contains("NEW"));
+    assert!(ok(&["info", text(&image)]).contains(&format!("note: {} lies beside it", text(&overlay))));
+    let info: Value = serde_json::from_str(&ok(&["info", "--json", text(&image)])).unwrap();
+    assert_eq!(info["overlay"], text(&overlay));
+}
+
+#[test]
+fn a_wrong_base_or_a_wrong_overlay_is_said_with_what_to_do() {
+    let scratch = Scratch::new();
+    let image = floppy(&scratch);
+    let overlay = overlay_of(&image);
+    ok(&["mkdir", &format!("{}:/disk/NEW", text(&image))]);
+    let mut bytes = std::fs::read(&image).unwrap();
+    bytes[70] ^= 1;
+    std::fs::write(&image, bytes).unwrap();
+    let advice = "--force-base takes it all the same, `imgfs discard --force-base` drops the changes, --overlay FILE";
+    for args in [
+        vec!["diff", text(&overlay)],
+        vec!["discard", text(&overlay)],
+        vec!["rm", &format!("{}:/disk/NEW", text(&image))],
+        vec![text(&image), text(&scratch.path("")), "-o", "rw"],
+    ] {
+        refused(&args, advice);
+    }
+    ok(&["discard", "--force-base", text(&overlay)]);
+    assert!(!ok(&["ls", &format!("{}:/disk", text(&image))]).contains("NEW"));
+    let notes = scratch.path("notes.txt");
+    std::fs::write(&notes, "x".repeat(5000)).unwrap();
+    let dir = format!("{}:/disk/NEW", text(&image));
+    for args in [
+        vec!["mkdir", &dir, "--overlay", text(&notes)],
+        vec![text(&image), text(&scratch.path("")), "--overlay", text(&notes)],
+        vec!["overlay", "info", text(&notes)],
+        vec!["diff", text(&notes)],
+    ] {
+        refused(&args, "notes.txt");
+    }
+}

@@ -99,8 +99,11 @@ impl<'a> Dfxml<'a> {
         let Some(ByteRun { offset, place, len }) = run else { return Ok(()) };
         let attributes = match place {
             Bytes::At(at) => {
-                let on_disk = self.volume.map_or(0, |part| part.offset).saturating_add(at);
-                format!("fs_offset='{at}' img_offset='{on_disk}' len='{len}'")
+                // What was encrypted is nowhere on the disk as it is here.
+                let part = self.volume.filter(|part| part.is_on_disk());
+                let on_disk = part.and_then(|part| part.offset.checked_add(at));
+                let on_disk = on_disk.map_or(String::new(), |at| format!(" img_offset='{at}'"));
+                format!("fs_offset='{at}'{on_disk} len='{len}'")
             }
             Bytes::Hole => format!("fill='0' len='{len}'"),
             Bytes::Resident => format!("len='{len}' type='resident'"),

@@ -23,7 +23,7 @@ impl Writer for Rows<'_> {
     fn start(&mut self, out: &mut dyn Write) -> Result<()> {
         let mut head = document::object("imgfs-manifest", json!({}));
         document::name(&mut head, "image", self.scene.name);
-        let head = head.to_string();
+        let head = imgfs::text::tamed_json(&head.to_string());
         Ok(write!(out, "{}, \"nodes\": [", head.trim_end_matches('}'))?)
     }
 

@@ -32,9 +32,12 @@ const HOLE: usize = 4 << 10;
 /// Told how many bytes are done, and of how many.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 
+/// The same of what can be given up at any time: an error ends it, and nothing of it stays.
+pub type Interruptible<'a> = &'a mut dyn FnMut(u64, u64) -> Result<()>;
+
 impl Overlay {
     /// Writes base and overlay as a new raw image: sparse, and there with its name only when whole.
-    pub fn commit_to_raw(&self, out: &Path, progress: Progress<'_>) -> Result<()> {
+    pub fn commit_to_raw(&self, out: &Path, progress: Interruptible<'_>) -> Result<()> {
         let io = |error| host(&out.display().to_string(), error);
         new_image(out, |store| {
             store.set_size(self.size()).map_err(io)?;
@@ -44,7 +47,7 @@ impl Overlay {
     }
 
     /// Writes base and overlay as a new qcow2 image without a base.
-    pub fn commit_to_qcow2(&self, out: &Path, progress: Progress<'_>) -> Result<()> {
+    pub fn commit_to_qcow2(&self, out: &Path, progress: Interruptible<'_>) -> Result<()> {
         new_image(out, |store| {
             let zeros: Device = std::sync::Arc::new(Zeros { size: self.size(), sector_size: self.sector_size() });
             let image = Self::without_name(Box::new(store), &zeros, &Options::default())?;
@@ -54,7 +57,7 @@ impl Overlay {
     }
 
     /// Calls `write` with everything that is neither a hole nor zeros.
-    fn copy_stored(&self, progress: Progress<'_>, write: &mut dyn FnMut(&[u8], u64) -> Result<()>) -> Result<()> {
+    fn copy_stored(&self, progress: Interruptible<'_>, write: &mut dyn FnMut(&[u8], u64) -> Result<()>) -> Result<()> {
         let size = self.size();
         let mut buf = vec![0; usize::try_from(PIECE).map_err(|_| Error::Invalid)?];
         let mut offset = 0u64;
@@ -67,7 +70,7 @@ impl Overlay {
                 write_without_holes(part, offset, write)?;
             }
             offset = offset.saturating_add(len);
-            progress(offset.min(size), size);
+            progress(offset.min(size), size)?;
         }
         Ok(())
     }

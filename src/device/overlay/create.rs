@@ -72,7 +72,7 @@ pub(super) fn qemu_format(format: &str) -> &str {
 }
 
 /// A name beside `path` that is not taken: for a file that is renamed when it is whole.
-pub(super) fn temporary_name(path: &Path) -> PathBuf {
+pub fn temporary_name(path: &Path) -> PathBuf {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -81,7 +81,7 @@ pub(super) fn temporary_name(path: &Path) -> PathBuf {
 }
 
 /// Gives a whole and synced file its name; a file that has the name already is left alone.
-pub(super) fn rename_new(from: &Path, to: &Path) -> Result<()> {
+pub fn rename_new(from: &Path, to: &Path) -> Result<()> {
     use rustix::fs::{CWD, RenameFlags};
     use rustix::io::Errno;
     let io = |error: Errno| match error {
