@@ -21,6 +21,7 @@ use imgfs::forest::{Escaped, Symlinks};
 use imgfs::fuse::{Adapter, View};
 use imgfs::stack::{Image, Tree, Writing};
 use imgfs::text::{printable, tamed};
+use rustix::process::Signal;
 use serde_json::json;
 use signal_hook::iterator::Signals;
 
@@ -77,6 +78,10 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Outcome> {
     if !args.foreground && !args.debug && !args.daemon {
         return start_daemon(args);
+    }
+    if args.daemon {
+        // Whoever gave up on the mount would be left with a process that still decodes the image.
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     }
     let mut options = args.image.parse(args.ask || key::attended())?;
     if args.daemon {
@@ -143,6 +148,10 @@ fn mount(
         eprintln!("imgfs: changes go to {}", printable(path.as_os_str().as_encoded_bytes()));
     }
     let tree = tree(&image, &options, &mountpoint)?;
+    if args.daemon {
+        // From here on a starter that is gone is noticed when it is told, and the mount goes in good order.
+        rustix::process::set_parent_process_death_signal(None)?;
+    }
     let mut opened = provenance::opened(&image, &target.image, options.stack.writing.as_ref());
     document::name(&mut opened, "mountpoint", mountpoint.as_os_str().as_encoded_bytes());
     let attached = || {

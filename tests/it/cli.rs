@@ -1,7 +1,7 @@
 //! The commands that need no mount, as a user meets them: what they say, make, and refuse.
 
 use std::fs::symlink_metadata as lstat;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 use crate::fat::{Scratch, tool};
@@ -44,6 +44,29 @@ fn info_names_the_file_systems_that_it_does_not_read() {
     assert!(ok(&["info", path]).contains("  swap space, which imgfs does not read: only disk.img\n"));
     let refused = run(&["mount", "-o", "tree", path, scratch.path("").to_str().unwrap()]);
     assert!(refused.code != Some(0) && refused.err.contains("swap space, which imgfs"), "{}", refused.err);
+}
+
+#[test]
+fn of_more_file_systems_than_there_are_trees_the_rest_keeps_its_bytes() {
+    let scratch = Scratch::new();
+    let (floppy, image) = (scratch.path("floppy.img"), scratch.path("many.img"));
+    tool("dosfstools", "mkfs.fat", &["-C", "-i", "12345678", floppy.to_str().unwrap(), "64"]);
+    std::fs::File::create(&image).unwrap().set_len(40 << 20).unwrap();
+    let rows: Vec<String> = (1..=300).map(|row| format!("-n{row}:{}:+64K", 128 + row * 128)).collect();
+    let words: Vec<&str> = rows.iter().map(String::as_str).chain([image.to_str().unwrap()]).collect();
+    tool("gdisk", "sgdisk", &[&["-S", "300", "-a", "1"], words.as_slice()].concat());
+    let disk = std::fs::File::options().write(true).open(&image).unwrap();
+    for row in 1..=300 {
+        disk.write_all_at(&std::fs::read(&floppy).unwrap(), (128 + row * 128) * 512).unwrap();
+    }
+    let listed = ok(&["ls", image.to_str().unwrap()]);
+    let has = |name: &str| listed.lines().any(|line| line == name);
+    assert!(has("p255") && has("p255.img") && !has("p256") && has("p256.img") && has("p300.img"), "{listed}");
+    let links = ok(&["ls", "-l", &format!("{}:/by-uuid", image.display())]);
+    assert_eq!(links.lines().count(), 255);
+    assert!(links.contains(" 1234-5678-255 -> ../p255\n"), "{links}");
+    let said = "no tree: forest: a tree after the first 255 of an image is not supported";
+    assert_eq!(ok(&["info", image.to_str().unwrap()]).matches(said).count(), 45);
 }
 
 #[test]

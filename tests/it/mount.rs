@@ -176,6 +176,29 @@ fn nothing_is_left_of_a_mount_that_failed() {
 }
 
 #[test]
+fn a_daemon_ends_with_whoever_waits_for_its_mount() {
+    let scratch = Scratch::new();
+    let at = scratch.path("mnt");
+    std::fs::create_dir(&at).unwrap();
+    // It waits for a key that never comes, as it would over an image that takes for ever.
+    let mut command = imgfs();
+    command.args(["mount", "--key-file", "-"]).args([&demo(&scratch), &at]).stdin(Stdio::piped());
+    let mut starter = command.spawn().unwrap();
+    let starter_pid = starter.id();
+    let waits_for_input = |pid: &u32| {
+        let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let call = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+        words.windows(8).any(|word| word == b"--daemon") && call.starts_with("0 0x0 ")
+    };
+    let daemon = || child_of(starter_pid).filter(waits_for_input);
+    assert!(within(Duration::from_secs(10), || daemon().is_some()));
+    let daemon = daemon().unwrap();
+    starter.kill().unwrap();
+    starter.wait().unwrap();
+    assert!(ends(daemon), "the daemon goes on");
+}
+
+#[test]
 fn a_mount_in_use_is_not_unmounted_unless_lazily() {
     let scratch = Scratch::new();
     let mounted = Mounted::new(&demo(&scratch), &[]);
@@ -285,13 +308,17 @@ fn signals_unmount_cleanly() {
 
 /// The process that a daemon has started.
 fn keeper_of(daemon: u32) -> u32 {
+    child_of(daemon).expect("the daemon has a keeper")
+}
+
+fn child_of(process: u32) -> Option<u32> {
     let parent = |pid: &u32| {
         let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         state.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)?.parse::<u32>().ok())
     };
     let mut processes =
         std::fs::read_dir("/proc").unwrap().filter_map(|row| row.ok()?.file_name().to_str()?.parse().ok());
-    processes.find(|pid| parent(pid) == Some(daemon)).expect("the daemon has a keeper")
+    processes.find(|pid| parent(pid) == Some(process))
 }
 
 #[test]
