@@ -28,7 +28,7 @@ use super::edit::{self, EditArgs};
 use super::parallel::cores;
 use super::target::Target;
 use super::walk::{self, Row, Step};
-use super::{Outcome, progress};
+use super::{Outcome, progress, treeless};
 
 /// Bytes copied at a time.
 const PIECE: u64 = 256 << 10;
@@ -79,6 +79,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
             "{} is a directory: add -r or -a",
             text.display()
         );
+        treeless::say(&treeless::below(&target, &image), &mut outcome);
         let (folder, name) = match (into, target.name()) {
             (true, Some(name)) => (dest.to_owned(), Some(name)),
             (true, None) => (dest.to_owned(), None),

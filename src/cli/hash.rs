@@ -20,7 +20,7 @@ use super::hashing::{self, Digests, Wanted};
 use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target};
 use super::walk::{self, Row, Step};
-use super::{Outcome, document, parallel, progress};
+use super::{Outcome, document, parallel, progress, treeless};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -186,6 +186,7 @@ impl Report<'_> {
     }
 
     fn files(&mut self, image: &Image) -> Result<()> {
+        treeless::say(&treeless::of(image), &mut self.outcome);
         let forest = image.forest();
         let mut jobs: Vec<(Row, Vec<u8>)> = Vec::new();
         let mut total = 0u64;

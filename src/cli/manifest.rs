@@ -22,8 +22,9 @@ use imgfs::text::printable;
 use super::hash::algorithm;
 use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target, trimmed};
+use super::treeless::Treeless;
 use super::walk::{self, Row, Step};
-use super::{Outcome, hashing, parallel, progress};
+use super::{Outcome, hashing, parallel, progress, treeless};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -114,6 +115,8 @@ struct Scene<'a> {
     /// The path of the top's directory, which a bag does not have.
     above: usize,
     algorithms: &'a [Algorithm],
+    /// What of the image has no rows.
+    treeless: &'a [Treeless],
 }
 
 /// One form of manifest. Rows come in order.
@@ -141,7 +144,15 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let path = trimmed(&target.path);
     let above = path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
     let jobs = jobs(&forest, node, &target, format)?;
-    let context = Scene { image: &image, forest: &forest, name: args.target.as_encoded_bytes(), above, algorithms };
+    let treeless = treeless::below(&target, &image);
+    let context = Scene {
+        image: &image,
+        forest: &forest,
+        name: args.target.as_encoded_bytes(),
+        above,
+        algorithms,
+        treeless: &treeless,
+    };
     let mut writer: Box<dyn Writer> = match format {
         Format::Tsv => Box::new(tsv::Tsv::new(&context)),
         Format::Json => Box::new(rows::Rows::new(&context)),
@@ -150,8 +161,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
         Format::Bagit => Box::new(bag::Bag::new(&context)),
     };
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    let outcome = write(&context, &jobs, writer.as_mut(), &mut out)?;
+    let mut outcome = write(&context, &jobs, writer.as_mut(), &mut out)?;
     out.flush()?;
+    treeless::say(&treeless, &mut outcome);
     Ok(outcome)
 }
 

@@ -31,7 +31,7 @@ use super::options::{self, MountOptions, SymlinkChoice, WritingArgs};
 use super::provenance::{Log, Logger};
 use super::runtime::{self, Mark, Mounted, Mounts};
 use super::target::{ImageArgs, Target};
-use super::{Outcome, cp, document, provenance, sentence};
+use super::{Outcome, cp, document, provenance, sentence, treeless};
 
 /// Threads that answer the kernel: one slow request must not hold up the rest.
 const THREADS: usize = 8;
@@ -304,24 +304,15 @@ fn start_log(debug: bool) -> Arc<OnceLock<Arc<Log>>> {
 
 /// Says what has no tree, and why; the rest mounts.
 fn report(image: &Image) {
-    if let Err(error) = &image.scan {
-        log::warn!("the partition table cannot be read: {error}");
+    for line in treeless::sentences(&treeless::of(image)) {
+        log::warn!("{line}");
     }
     for part in &image.parts {
-        if let Tree::Broken(error) = &part.tree {
-            log::warn!("{} has no tree: {error}; {}.img shows its bytes", part.name, part.name);
-        }
-        if let Tree::Encrypted(encrypted) = &part.tree {
-            let variant = &encrypted.variant;
-            if image.plain_of(part).is_none() {
-                log::warn!(
-                    "{} is encrypted ({variant}): only {}.img is there; --key-file opens it",
-                    part.name,
-                    part.name
-                );
-            } else if image.overlay.is_some() {
-                log::warn!("{} is encrypted ({variant}): its tree is read-only", part.name);
-            }
+        if let Tree::Encrypted(encrypted) = &part.tree
+            && image.overlay.is_some()
+            && image.plain_of(part).is_some()
+        {
+            log::warn!("{} is encrypted ({}): its tree is read-only", part.name, encrypted.variant);
         }
         for note in part.tree.summary().iter().flat_map(|summary| &summary.notes) {
             log::info!("{}: {note}", part.name);

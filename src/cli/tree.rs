@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::ls::{entry, shown};
 use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target};
-use super::{Outcome, document, walk};
+use super::{Outcome, document, treeless, walk};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -34,8 +34,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let image = target.open(&args.image)?;
     let forest = image.forest();
     let node = target.find(&image, &forest)?;
+    let mut outcome = Outcome::Complete;
+    treeless::say(&treeless::below(&target, &image), &mut outcome);
     if args.json {
-        let mut outcome = Outcome::Complete;
         let mut value = json!({ "entries": entries(&forest, &mut vec![node], args.levels, &mut outcome) });
         document::name(&mut value, "target", args.target.as_encoded_bytes());
         document::write("imgfs-tree", value)?;
@@ -44,8 +45,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let mut out = std::io::stdout().lock();
     out.write_all(&shown(args.target.as_encoded_bytes()))?;
     writeln!(out)?;
-    let mut drawing =
-        Drawing { forest: &forest, levels: args.levels, directories: 0, files: 0, outcome: Outcome::Complete };
+    let mut drawing = Drawing { forest: &forest, levels: args.levels, directories: 0, files: 0, outcome };
     drawing.below(&mut vec![node], "", &mut out)?;
     writeln!(out, "\n{} directories, {} files", drawing.directories, drawing.files)?;
     Ok(drawing.outcome)

@@ -113,6 +113,45 @@ fn nothing_of_an_image_reaches_a_terminal_or_json_raw() {
 }
 
 #[test]
+fn what_goes_through_all_trees_says_which_one_is_missing() {
+    let case = Case::new("demo.img");
+    let image = case.scratch.path("damaged.img");
+    std::fs::copy(&case.image, &image).unwrap();
+    // The size of a block in the superblock of the second partition.
+    let disk = std::fs::File::options().write(true).open(&image).unwrap();
+    disk.write_all_at(&[0xff; 4], 640 * 512 + 1024 + 0x18).unwrap();
+    let _untouched = Untouched::new(&image);
+    let image = image.to_str().unwrap();
+    let dest = case.dest();
+    let whole = format!("{image}:/");
+    let reason = "ext: superblock (block size) at byte 1024 is damaged";
+    for args in [
+        &["manifest", image][..],
+        &["manifest", "--json", image],
+        &["manifest", "--format", "dfxml", image],
+        &["tree", image],
+        &["tree", "--json", image],
+        &["hash", "--files", image],
+        &["ls", "-R", image],
+        &["ls", "-R", "--json", &whole],
+        &["cp", "-a", &whole, &dest],
+    ] {
+        let said = run(args);
+        let expected = format!("imgfs: p2 has no tree: {reason}; p2.img has its bytes\n");
+        assert_eq!((said.code, said.err), (Some(1), expected), "{args:?}");
+        match args {
+            ["manifest", _] => assert!(said.out.contains(&format!("\n# unreadable: p2: {reason}\n")), "{}", said.out),
+            ["manifest", "--format", ..] => assert!(said.out.contains(&format!("<!-- unreadable: p2: {reason} -->"))),
+            _ => {}
+        }
+    }
+    assert!(Path::new(&dest).join("p1/startup.nsh").exists());
+    // Whoever asks for the other one is not troubled.
+    ok(&["manifest", &format!("{image}:/p1")]);
+    ok(&["ls", image]);
+}
+
+#[test]
 fn ls_lists_as_ls_does() {
     let case = Case::new("demo.img");
     let home = case.at("/p2/home/ada");

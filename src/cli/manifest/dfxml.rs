@@ -156,6 +156,9 @@ impl Writer for Dfxml<'_> {
             stamp(Timestamp { nanoseconds: 0, ..Timestamp::now() }).unwrap_or_default(),
             text(self.scene.name),
         )?;
+        for part in self.scene.treeless {
+            writeln!(out, "  <!-- unreadable: {}: {} -->", part.name, comment(part.reason.as_bytes()))?;
+        }
         Ok(())
     }
 
