@@ -9,7 +9,7 @@ mod rows;
 mod tsv;
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 
 use anyhow::{Context, Result, ensure};
 use imgfs::digest::{Algorithm, hex};
@@ -117,6 +117,8 @@ struct Scene<'a> {
     algorithms: &'a [Algorithm],
     /// What of the image has no rows.
     treeless: &'a [Treeless],
+    /// Nothing that steers one may be written.
+    on_terminal: bool,
 }
 
 /// One form of manifest. Rows come in order.
@@ -152,6 +154,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         above,
         algorithms,
         treeless: &treeless,
+        on_terminal: std::io::stdout().is_terminal(),
     };
     let mut writer: Box<dyn Writer> = match format {
         Format::Tsv => Box::new(tsv::Tsv::new(&context)),

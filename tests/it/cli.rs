@@ -151,6 +151,43 @@ fn what_goes_through_all_trees_says_which_one_is_missing() {
     ok(&["ls", image]);
 }
 
+/// What a command shows on a terminal, as bytes.
+fn on_a_terminal(args: &[&str]) -> Vec<u8> {
+    let program = imgfs().get_program().to_str().unwrap().to_owned();
+    let words: Vec<String> = args.iter().map(|word| format!("'{word}'")).collect();
+    let line = format!("TERM=xterm '{program}' {} 2>/dev/null", words.join(" "));
+    let output = std::process::Command::new("script").args(["-qec", &line, "/dev/null"]).output();
+    output.expect("script (Debian package bsdutils) runs").stdout
+}
+
+#[test]
+fn no_name_of_an_image_steers_a_terminal() {
+    let scratch = Scratch::new();
+    let (folder, image) = (scratch.path("folder"), scratch.path("names.img"));
+    std::fs::create_dir(&folder).unwrap();
+    let name = "a\u{1b}[2J\u{202e}\\b";
+    std::fs::write(folder.join(name), b"x").unwrap();
+    std::fs::File::create(&image).unwrap().set_len(1 << 20).unwrap();
+    let image = image.to_str().unwrap();
+    tool("e2fsprogs", "mke2fs", &["-q", "-d", folder.to_str().unwrap(), image]);
+    for args in [
+        &["manifest"][..],
+        &["manifest", "--format", "bagit"],
+        &["manifest", "--format", "bodyfile"],
+        &["manifest", "--format", "dfxml"],
+        &["hash", "--files"],
+        &["ls", "-R"],
+    ] {
+        let shown = on_a_terminal(&[args, &[image]].concat());
+        let steers = |what: &str| shown.windows(what.len()).any(|bytes| bytes == what.as_bytes());
+        assert!(steers("u{1b}[2J"), "{args:?}: {}", String::from_utf8_lossy(&shown));
+        assert!(!steers("\u{1b}[2J") && !steers("\u{202e}"), "{args:?}");
+    }
+    // To a pipe go the bytes of the name.
+    let listed = ok(&["manifest", "--format", "bagit", &format!("{image}:/disk")]);
+    assert!(listed.contains(&format!("data/disk/{name}\n")), "{listed:?}");
+}
+
 #[test]
 fn ls_lists_as_ls_does() {
     let case = Case::new("demo.img");

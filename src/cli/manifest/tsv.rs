@@ -41,7 +41,9 @@ impl Writer for Tsv<'_> {
             (Some((size, digests)), None) => (*size, digests.first().map_or("-", String::as_str)),
             (None, None) => (0, "-"),
         };
-        out.write_all(&escaped(&job.path))?;
+        // More is escaped then, and all of this among it.
+        let path = if self.scene.on_terminal { printable(&job.path).into_bytes() } else { escaped(&job.path) };
+        out.write_all(&path)?;
         Ok(writeln!(out, "\t{}\t{size}\t{digest}", document::kind(job.row.kind))?)
     }
 
