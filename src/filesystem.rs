@@ -1,5 +1,6 @@
 //! Trees of files: the trait every decoder implements, and the table of decoders.
 
+pub mod acl;
 pub mod ext;
 pub mod fat;
 pub mod foreign;

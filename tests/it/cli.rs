@@ -291,6 +291,34 @@ fn cp_takes_times_modes_links_attributes_and_holes() {
     assert!(compared > 20, "{compared} files");
 }
 
+/// Needs root, as the files are root's.
+#[test]
+fn the_access_control_lists_of_discs_are_those_that_xorriso_reads() {
+    crate::program::needs_root();
+    let scratch = Scratch::new();
+    let (folder, image, dest) = (scratch.path("folder"), scratch.path("disc.iso"), scratch.path("dest"));
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::create_dir(&dest).unwrap();
+    std::fs::write(folder.join("f"), b"x").unwrap();
+    let (disc, from) = (image.to_str().unwrap(), folder.to_str().unwrap());
+    let own = "u::rw,u:1234:rw,g::r,g:77:x,m::rw,o::r";
+    let making = ["-acl", "on", "-outdev", disc, "-map", from, "/", "-setfacl", own, "/f", "--"];
+    tool("xorriso", "xorriso", &making);
+    let _untouched = Untouched::new(&image);
+    ok(&["cp", "-a", &format!("{disc}:/disk"), dest.to_str().unwrap()]);
+    let entries = |text: &str| -> Vec<String> {
+        let parts = text.lines().filter_map(|line| line.split_once(':').map(|_| line.trim().to_owned()));
+        let mut rows: Vec<String> = parts.filter(|line| line.ends_with(['r', 'w', 'x', '-'])).collect();
+        rows.sort();
+        rows
+    };
+    let theirs = tool("xorriso", "xorriso", &["-acl", "on", "-indev", disc, "-getfacl", "/f", "--"]);
+    let theirs: Vec<String> = entries(&theirs).into_iter().filter(|row| !row.contains(' ')).collect();
+    let copy = dest.join("disk/f");
+    let ours = entries(&tool("acl", "getfacl", &["-nE", "--omit-header", "-p", copy.to_str().unwrap()]));
+    assert_eq!((ours.len(), ours), (6, theirs));
+}
+
 #[test]
 fn cp_copies_one_file_under_a_new_name() {
     let case = Case::new("demo.img");
