@@ -291,6 +291,39 @@ fn cp_takes_times_modes_links_attributes_and_holes() {
     assert!(compared > 20, "{compared} files");
 }
 
+/// Needs root, as ordinary users give links no attributes.
+#[test]
+fn cp_takes_the_attributes_of_links_and_pipes_and_says_which_are_left_out() {
+    crate::program::needs_root();
+    let scratch = Scratch::new();
+    let (folder, image, dest) = (scratch.path("folder"), scratch.path("volume.img"), scratch.path("dest"));
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::create_dir(&dest).unwrap();
+    std::fs::write(scratch.path("aim"), b"x").unwrap();
+    symlink(scratch.path("aim"), folder.join("link")).unwrap();
+    tool("coreutils", "mkfifo", &[folder.join("pipe").to_str().unwrap()]);
+    std::fs::File::create(&image).unwrap().set_len(4 << 20).unwrap();
+    tool("e2fsprogs", "mke2fs", &["-q", "-t", "ext4", "-d", folder.to_str().unwrap(), image.to_str().unwrap()]);
+    for set in [
+        "/link trusted.note kept",
+        "/link system.richacl lost",
+        "/pipe security.note kept",
+        "/pipe system.richacl lost",
+    ] {
+        tool("e2fsprogs", "debugfs", &["-w", "-R", &format!("ea_set {set}"), image.to_str().unwrap()]);
+    }
+    let _untouched = Untouched::new(&image);
+    let said = run(&["cp", "-a", &format!("{}:/disk", image.display()), dest.to_str().unwrap()]);
+    let expected = "imgfs: left out, as the destination refuses them: the attributes system.richacl\n";
+    assert_eq!((said.code, said.err.as_str()), (Some(0), expected));
+    for (name, attribute) in [("link", "trusted.note"), ("pipe", "security.note")] {
+        let mut value = [0; 16];
+        let len = rustix::fs::lgetxattr(dest.join("disk").join(name), attribute, &mut value).unwrap();
+        assert_eq!(&value[..len], b"kept", "{name}");
+    }
+    assert!(rustix::fs::getxattr(scratch.path("aim"), "trusted.note", &mut [0; 16]).is_err(), "not what it leads to");
+}
+
 /// Needs root, as the files are root's.
 #[test]
 fn the_access_control_lists_of_discs_are_those_that_xorriso_reads() {
