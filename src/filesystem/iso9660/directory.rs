@@ -282,6 +282,17 @@ impl Iso {
     }
 }
 
+/// Whether what is passed over as the empty end of a sector has a record in it after all. One that says
+/// its numbers twice alike: some writers leave there what was in their memory.
+fn hides_a_record(skipped: &[u8], at: u64) -> bool {
+    let starts = (0..skipped.len()).step_by(2).filter_map(|offset| skipped.get(offset..));
+    let is_record = |bytes: &[u8]| {
+        let record = DirectoryRecord::parse(bytes, at);
+        record.is_ok_and(|record| record.extent.agrees() && record.data_len.agrees() && record.extent.le != 0)
+    };
+    starts.filter(|bytes| bytes.first() != Some(&0)).any(is_record)
+}
+
 /// A walk over the records of one directory.
 struct Scan<'a> {
     iso: &'a Iso,
@@ -311,7 +322,11 @@ impl Scan<'_> {
             let sector = rest.get(..sector_rest).unwrap_or(rest);
             if sector.first() == Some(&0) {
                 let skip = usize::try_from(to_end(self.iso.medium.block_size)).unwrap_or(sector_rest);
-                offset = offset.saturating_add(skip.clamp(1, sector_rest));
+                let skip = skip.clamp(1, sector_rest);
+                if hides_a_record(sector.get(..skip).unwrap_or(sector), here) {
+                    self.damaged(Error::corrupt(NAME, "directory record (length 0)", here), false);
+                }
+                offset = offset.saturating_add(skip);
                 continue;
             }
             match DirectoryRecord::parse(sector, here) {
