@@ -162,6 +162,8 @@ pub struct Summary {
     pub total_blocks: u64,
     /// Free blocks.
     pub free_blocks: u64,
+    /// Of these, blocks that are kept for the administrator.
+    pub reserved_blocks: u64,
     /// Number of nodes that there can be, where the format has such a bound.
     pub total_nodes: u64,
     /// Nodes not in use.

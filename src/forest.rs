@@ -403,6 +403,7 @@ impl FileSystem for Forest {
             let units = |blocks: u64| blocks.saturating_mul(u64::from(one.block_size)) / 512;
             sum.total_blocks = sum.total_blocks.saturating_add(units(one.total_blocks));
             sum.free_blocks = sum.free_blocks.saturating_add(units(one.free_blocks));
+            sum.reserved_blocks = sum.reserved_blocks.saturating_add(units(one.reserved_blocks));
             sum.total_nodes = sum.total_nodes.saturating_add(one.total_nodes);
             sum.free_nodes = sum.free_nodes.saturating_add(one.free_nodes);
             sum.name_max = sum.name_max.max(one.name_max);

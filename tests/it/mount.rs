@@ -586,6 +586,24 @@ fn names_of_plain_discs_are_mapped_as_the_kernel_maps_them() {
 }
 
 #[test]
+fn what_ext_keeps_for_root_is_free_and_not_available() {
+    let scratch = Scratch::new();
+    let image = scratch.path("reserved.img");
+    File::create(&image).unwrap().set_len(8 << 20).unwrap();
+    tool("e2fsprogs", "mke2fs", &["-q", "-m", "10", image.to_str().unwrap()]);
+    let said = tool("e2fsprogs", "dumpe2fs", &["-h", image.to_str().unwrap()]);
+    let number = |name: &str| -> u64 {
+        let value = said.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        value.trim().parse().unwrap()
+    };
+    let mounted = Mounted::new(&image, &[]);
+    let seen = rustix::fs::statvfs(mounted.path("disk")).unwrap();
+    let (free, reserved) = (number("Free blocks:"), number("Reserved block count:"));
+    assert_eq!((seen.f_bfree, seen.f_bavail), (free, free - reserved));
+    assert!(reserved > 0);
+}
+
+#[test]
 fn statfs_shows_the_totals_of_the_volume() {
     let scratch = Scratch::new();
     let image = demo(&scratch);
