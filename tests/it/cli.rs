@@ -189,6 +189,17 @@ fn no_name_of_an_image_steers_a_terminal() {
 }
 
 #[test]
+fn a_pipe_is_said_to_be_no_image() {
+    let mut command = imgfs();
+    command.args(["info", "/dev/stdin"]).stdin(std::process::Stdio::piped());
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let child = command.spawn().unwrap();
+    let said = crate::program::said(child.wait_with_output().unwrap());
+    assert_eq!(said.code, Some(1));
+    assert!(said.err.contains("neither a file nor a block device") && !said.err.contains("rights"), "{}", said.err);
+}
+
+#[test]
 fn ls_lists_as_ls_does() {
     let case = Case::new("demo.img");
     let home = case.at("/p2/home/ada");
