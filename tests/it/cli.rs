@@ -341,13 +341,14 @@ fn the_access_control_lists_of_discs_are_those_that_xorriso_reads() {
     crate::program::needs_root();
     let scratch = Scratch::new();
     let (folder, image, dest) = (scratch.path("folder"), scratch.path("disc.iso"), scratch.path("dest"));
-    std::fs::create_dir(&folder).unwrap();
+    std::fs::create_dir_all(folder.join("above/d")).unwrap();
     std::fs::create_dir(&dest).unwrap();
     std::fs::write(folder.join("f"), b"x").unwrap();
     let (disc, from) = (image.to_str().unwrap(), folder.to_str().unwrap());
     let own = "u::rw,u:1234:rw,g::r,g:77:x,m::rw,o::r";
+    let default = "u::rwx,g::rx,o::rx,d:u::rwx,d:u:99:rx,d:g::rx,d:m::rx,d:o::rx";
     let making = ["-acl", "on", "-outdev", disc, "-map", from, "/", "-setfacl", own, "/f", "--"];
-    tool("xorriso", "xorriso", &making);
+    tool("xorriso", "xorriso", &[&making[..], &["-setfacl", default, "/above/d", "--"]].concat());
     let _untouched = Untouched::new(&image);
     ok(&["cp", "-a", &format!("{disc}:/disk"), dest.to_str().unwrap()]);
     let entries = |text: &str| -> Vec<String> {
@@ -356,11 +357,13 @@ fn the_access_control_lists_of_discs_are_those_that_xorriso_reads() {
         rows.sort();
         rows
     };
-    let theirs = tool("xorriso", "xorriso", &["-acl", "on", "-indev", disc, "-getfacl", "/f", "--"]);
-    let theirs: Vec<String> = entries(&theirs).into_iter().filter(|row| !row.contains(' ')).collect();
-    let copy = dest.join("disk/f");
-    let ours = entries(&tool("acl", "getfacl", &["-nE", "--omit-header", "-p", copy.to_str().unwrap()]));
-    assert_eq!((ours.len(), ours), (6, theirs));
+    for (name, count) in [("f", 6), ("above/d", 8)] {
+        let theirs = tool("xorriso", "xorriso", &["-acl", "on", "-indev", disc, "-getfacl", &format!("/{name}"), "--"]);
+        let theirs: Vec<String> = entries(&theirs).into_iter().filter(|row| !row.contains(' ')).collect();
+        let copy = dest.join("disk").join(name);
+        let ours = entries(&tool("acl", "getfacl", &["-nE", "--omit-header", "-p", copy.to_str().unwrap()]));
+        assert_eq!((ours.len(), &ours), (count, &theirs), "{name}");
+    }
 }
 
 #[test]
