@@ -31,6 +31,7 @@ mod sandbox;
 mod sums;
 mod target;
 mod tree;
+mod treeless;
 mod umount;
 mod verify;
 mod walk;

@@ -1,5 +1,6 @@
 //! Trees of files: the trait every decoder implements, and the table of decoders.
 
+pub mod acl;
 pub mod ext;
 pub mod fat;
 pub mod foreign;
@@ -162,6 +163,8 @@ pub struct Summary {
     pub total_blocks: u64,
     /// Free blocks.
     pub free_blocks: u64,
+    /// Of these, blocks that are kept for the administrator.
+    pub reserved_blocks: u64,
     /// Number of nodes that there can be, where the format has such a bound.
     pub total_nodes: u64,
     /// Nodes not in use.

@@ -12,6 +12,7 @@
 //! medium are escaped here, once for every reader, and only as far as a path requires: see `name`.
 
 use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
@@ -32,8 +33,8 @@ use crate::filesystem::{
 
 /// Bits of a node's number within its tree.
 const TREE_SHIFT: u32 = 56;
-/// Trees that fit into the top byte beside the synthetic nodes.
-const MAX_TREES: usize = 255;
+/// Trees that fit into the top byte beside the synthetic nodes: of more, the rest is not shown.
+pub const MAX_TREES: usize = 255;
 
 /// Decodes a volume anew; `None` when no file system is found on it any more.
 pub type Reopen = Arc<dyn Fn() -> Result<Option<Arc<dyn FileSystem>>> + Send + Sync>;
@@ -213,13 +214,21 @@ impl Forest {
     /// Symbolic links to the trees, by what `pick` finds; clashes are numbered from 2.
     fn links(&mut self, branches: &[Branch], pick: fn(&Branch) -> Option<&str>) -> Vec<Row> {
         let mut rows: Vec<Row> = Vec::new();
+        let mut taken: HashSet<Vec<u8>> = HashSet::new();
+        // The next number of each label: a table can give one label to thousands of rows.
+        let mut numbers: HashMap<String, u32> = HashMap::new();
         for branch in branches {
             let Some(text) = pick(branch).filter(|text| !text.is_empty()) else { continue };
             let target = if branch.tree.is_some() { branch.folder.clone() } else { format!("{}.img", branch.name) };
             let plain = percent_encoded(text);
-            let numbered = (2..).map(|n: u32| format!("{plain}-{n}").into_bytes());
-            let mut names = std::iter::once(plain.clone().into_bytes()).chain(numbered);
-            let Some(name) = names.find(|name| rows.iter().all(|row| row.name != *name)) else { continue };
+            let number = numbers.entry(plain.clone()).or_insert(1);
+            let name = loop {
+                let name = if *number == 1 { plain.clone() } else { format!("{plain}-{number}") }.into_bytes();
+                *number = number.saturating_add(1);
+                if taken.insert(name.clone()) {
+                    break name;
+                }
+            };
             let node = self.add(Synthetic::Link(format!("../{target}").into_bytes()));
             rows.push(Row { name, node, kind: Kind::Symlink });
         }
@@ -403,6 +412,7 @@ impl FileSystem for Forest {
             let units = |blocks: u64| blocks.saturating_mul(u64::from(one.block_size)) / 512;
             sum.total_blocks = sum.total_blocks.saturating_add(units(one.total_blocks));
             sum.free_blocks = sum.free_blocks.saturating_add(units(one.free_blocks));
+            sum.reserved_blocks = sum.reserved_blocks.saturating_add(units(one.reserved_blocks));
             sum.total_nodes = sum.total_nodes.saturating_add(one.total_nodes);
             sum.free_nodes = sum.free_nodes.saturating_add(one.free_nodes);
             sum.name_max = sum.name_max.max(one.name_max);
@@ -664,6 +674,17 @@ mod tests {
             })
             .unwrap();
         assert_eq!(rows, ["my%2Fdisk ../p1.img", "my%2Fdisk-2 ../p2.img", "ü%20b ../p3.img"]);
+    }
+
+    #[test]
+    fn thousands_of_rows_with_one_label_are_numbered_at_once() {
+        let mut branches: Vec<Branch> = (1..=20_000).map(|slot| branch(&format!("p{slot}"), "boot")).collect();
+        branches.insert(0, branch("disk", "boot-7"));
+        let forest = Forest::new(&branches, None, None);
+        let link = |name: &str| forest.read_link(forest.find(name.as_bytes()).unwrap()).unwrap();
+        assert_eq!(link("by-label/boot-7"), b"../disk.img");
+        assert_eq!(link("by-label/boot-8"), b"../p7.img");
+        assert_eq!(link("by-label/boot-20001"), b"../p20000.img");
     }
 
     #[test]

@@ -700,7 +700,7 @@ impl Filesystem for Adapter {
             Ok(s) => reply.statfs(
                 s.total_blocks,
                 s.free_blocks,
-                s.free_blocks,
+                s.free_blocks.saturating_sub(s.reserved_blocks),
                 s.total_nodes,
                 s.free_nodes,
                 s.block_size,

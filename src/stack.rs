@@ -15,7 +15,7 @@ use crate::device::window::Window;
 use crate::encryption::{self, Encrypted};
 use crate::error::{Error, Result};
 use crate::filesystem::{self, FileSystem, Summary, Timestamp};
-use crate::forest::{Branch, Forest, NakedDisk, Reopen};
+use crate::forest::{Branch, Forest, MAX_TREES, NakedDisk, Reopen};
 use crate::volume::{self, Entry, Scan};
 
 /// Bytes that the sector cache keeps unless told otherwise.
@@ -208,8 +208,9 @@ impl Image {
         };
         let disk = windowed(whole, options)?;
         let scan = volume::scan(&disk);
-        let mut parts = parts(&disk, &scan, &options.filesystem);
-        unlock(&mut parts, options)?;
+        let mut opener = Opener { options: &options.filesystem, left: MAX_TREES };
+        let mut parts = parts(&disk, &scan, &mut opener);
+        unlock(&mut parts, options, &mut opener)?;
         if overlay.is_some() {
             parts.insert(1.min(parts.len()), untouched(windowed(cached.clone(), options)?));
         }
@@ -455,32 +456,60 @@ fn windowed(disk: Device, options: &Options) -> Result<Device> {
     Ok(Arc::new(Window::new(disk, options.offset, options.size_limit.unwrap_or(rest))?))
 }
 
-fn parts(disk: &Device, scan: &Result<Option<Scan>>, options: &filesystem::Options) -> Vec<Part> {
+/// Opens the trees of one image: as many as the forest has numbers for, so that a table of thousands of
+/// rows does not make thousands of decoders.
+struct Opener<'a> {
+    options: &'a filesystem::Options,
+    left: usize,
+}
+
+impl Opener<'_> {
+    fn open(&mut self, device: &Device) -> Tree {
+        self.counted(|options| Tree::open(device, options))
+    }
+
+    fn counted(&mut self, open: impl FnOnce(&filesystem::Options) -> Tree) -> Tree {
+        if self.left == 0 {
+            return Tree::Broken(Error::unsupported(
+                "forest",
+                format!("a tree after the first {MAX_TREES} of an image"),
+            ));
+        }
+        let tree = open(self.options);
+        if tree.tree().is_some() {
+            self.left = self.left.saturating_sub(1);
+        }
+        tree
+    }
+}
+
+fn parts(disk: &Device, scan: &Result<Option<Scan>>, opener: &mut Opener<'_>) -> Vec<Part> {
     let table = scan.as_ref().ok().and_then(Option::as_ref);
     let tree = match table {
         Some(table) if !table.volumes.is_empty() => {
-            match Tree::from_result(filesystem::open_beside_table(disk, options)) {
+            let beside = |options: &_| Tree::from_result(filesystem::open_beside_table(disk, options));
+            match opener.counted(beside) {
                 Tree::Unknown => Tree::Structural,
                 tree => tree,
             }
         }
-        _ => Tree::open(disk, options),
+        _ => opener.open(disk),
     };
     let mut parts = vec![Part::new("disk".to_owned(), 0, disk.clone(), tree)];
     for volume in table.iter().flat_map(|table| &table.volumes) {
-        let tree = if volume.entry.structural { Tree::Structural } else { Tree::open(&volume.device, options) };
+        let tree = if volume.entry.structural { Tree::Structural } else { opener.open(&volume.device) };
         let name = format!("p{}", volume.entry.slot);
         let part = Part::new(name, volume.entry.start, volume.device.clone(), tree);
         parts.push(Part { entry: Some(volume.entry.clone()), clipped: volume.clipped, ..part });
     }
-    let boot = boot_images(&parts, options);
+    let boot = boot_images(&parts, opener);
     parts.extend(boot);
     parts
 }
 
 /// Opens encrypted volumes: each becomes a part more, behind its own. A key that opens none of them is
 /// refused; what one key opens, the others need not.
-fn unlock(parts: &mut Vec<Part>, options: &Options) -> Result<()> {
+fn unlock(parts: &mut Vec<Part>, options: &Options, opener: &mut Opener<'_>) -> Result<()> {
     let mut refused = None;
     let mut opened = false;
     for mut part in std::mem::take(parts) {
@@ -504,7 +533,7 @@ fn unlock(parts: &mut Vec<Part>, options: &Options) -> Result<()> {
         parts.push(part);
         if let Some(device) = plain {
             opened = true;
-            let tree = Tree::from_result(filesystem::open(&device, &options.filesystem));
+            let tree = opener.counted(|options| Tree::from_result(filesystem::open(&device, options)));
             parts.push(Part { folder, what, ..Part::new(name, offset, device, tree) });
         }
     }
@@ -532,7 +561,7 @@ fn plain(name: &str, encrypted: &Encrypted, device: &Device, keys: Option<&Keys>
 
 /// The images that volumes carry outside their trees. A hybrid disc shows the same catalogue as a
 /// disk and as a partition: each range appears once.
-fn boot_images(parts: &[Part], options: &filesystem::Options) -> Vec<Part> {
+fn boot_images(parts: &[Part], opener: &mut Opener<'_>) -> Vec<Part> {
     let mut found: Vec<Part> = Vec::new();
     for part in parts {
         let Tree::Open { tree, .. } = &part.tree else { continue };
@@ -545,7 +574,7 @@ fn boot_images(parts: &[Part], options: &filesystem::Options) -> Vec<Part> {
             let Ok(window) = Window::new(part.device.clone(), image.offset, image.len) else { continue };
             let device: Device = Arc::new(window.with_sector_size(512));
             let name = format!("boot{}", found.len().saturating_add(1));
-            let tree = Tree::open(&device, options);
+            let tree = opener.open(&device);
             found.push(Part { what: Some(image.what), ..Part::new(name, offset, device, tree) });
         }
     }

@@ -119,7 +119,8 @@ pub fn printable(bytes: &[u8]) -> String {
     out
 }
 
-fn steers(c: char) -> bool {
+/// Whether a character does something to a terminal, or to the order of what is on it.
+pub fn steers(c: char) -> bool {
     let bidirectional =
         matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || bidirectional

@@ -4,11 +4,11 @@
 //! before it without following links, each file is made anew. Device nodes, sockets and set-id
 //! bits come over only with `--special`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -21,14 +21,14 @@ use imgfs::error::Error;
 use imgfs::filesystem::{Attributes, FileSystem, Kind, NodeId, Timestamp};
 use imgfs::forest::Forest;
 use indicatif::ProgressBar;
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fsetxattr};
 use rustix::io::Errno;
 
 use super::edit::{self, EditArgs};
 use super::parallel::cores;
 use super::target::Target;
 use super::walk::{self, Row, Step};
-use super::{Outcome, interrupt, progress};
+use super::{Outcome, interrupt, progress, treeless};
 
 /// Bytes copied at a time.
 const PIECE: u64 = 256 << 10;
@@ -80,6 +80,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
             "{} is a directory: add -r or -a",
             text.display()
         );
+        treeless::say(&treeless::below(&target, &image), &mut outcome);
         let (folder, name) = match (into, target.name()) {
             (true, Some(name)) => (dest.to_owned(), Some(name)),
             (true, None) => (dest.to_owned(), None),
@@ -147,6 +148,8 @@ struct Copy<'a> {
     forest: &'a Forest,
     bar: ProgressBar,
     failures: AtomicU64,
+    /// Names of attributes that the destination refused.
+    left_out: Mutex<BTreeSet<Vec<u8>>>,
     /// Why nothing more can be written: the destination is full, gone or read-only.
     end: Mutex<Option<anyhow::Error>>,
 }
@@ -164,7 +167,8 @@ struct Walker<'a, 'b> {
 
 impl<'a> Copy<'a> {
     fn new(args: &'a Args, forest: &'a Forest) -> Self {
-        Self { args, forest, bar: progress::bar(0), failures: AtomicU64::new(0), end: Mutex::new(None) }
+        let (bar, failures) = (progress::bar(0), AtomicU64::new(0));
+        Self { args, forest, bar, failures, left_out: Mutex::default(), end: Mutex::new(None) }
     }
 
     /// Counts the bytes to come, where someone is looking.
@@ -206,6 +210,11 @@ impl<'a> Copy<'a> {
             })
         })?;
         self.bar.finish_and_clear();
+        let left_out = lock(&self.left_out);
+        if !left_out.is_empty() {
+            let names: Vec<String> = left_out.iter().map(|name| shown(name)).collect();
+            eprintln!("imgfs: left out, as the destination refuses them: the attributes {}", names.join(", "));
+        }
         lock(&self.end).take().map_or(Ok(()), Err)
     }
 
@@ -249,7 +258,7 @@ impl<'a> Copy<'a> {
         rustix::fs::fchmod(&folder.file, Mode::from_raw_mode(mode.into())).map_err(destination)?;
         if self.args.archive {
             self.owner(&folder.file, &attributes)?;
-            self.xattrs(&folder.file, folder.row.node)?;
+            self.xattrs(folder.row.node, &|name, value| fsetxattr(&folder.file, name, value, XattrFlags::empty()))?;
             rustix::fs::futimens(&folder.file, &timestamps(&attributes)).map_err(destination)?;
         }
         Ok(())
@@ -265,7 +274,7 @@ impl<'a> Copy<'a> {
         let mode = self.mode(&job.attributes).unwrap_or(usual & !umask());
         if self.args.archive {
             self.owner(&job.file, &job.attributes)?;
-            self.xattrs(&job.file, job.node)?;
+            self.xattrs(job.node, &|name, value| fsetxattr(&job.file, name, value, XattrFlags::empty()))?;
         }
         rustix::fs::fchmod(&job.file, Mode::from_raw_mode(mode.into())).map_err(destination)?;
         if self.args.archive {
@@ -348,16 +357,23 @@ impl<'a> Copy<'a> {
         }
     }
 
-    /// Where the destination can hold them: what it refuses for good reasons is left out.
-    fn xattrs(&self, file: impl std::os::fd::AsFd, node: NodeId) -> Result<()> {
+    /// Where the destination can hold them: what it refuses for good reasons is left out, and that is said.
+    fn xattrs(&self, node: NodeId, set: &dyn Fn(&OsStr, &[u8]) -> rustix::io::Result<()>) -> Result<()> {
         for name in self.forest.xattrs(node)? {
             // Gives a program rights as set-user-id does.
             if name == b"security.capability" && !self.args.special {
                 continue;
             }
-            let value = self.forest.xattr(node, &name)?;
-            match rustix::fs::fsetxattr(&file, OsStr::from_bytes(&name), &value, XattrFlags::empty()) {
-                Ok(()) | Err(Errno::NOTSUP | Errno::PERM | Errno::ACCESS | Errno::INVAL) => {}
+            let value = match self.forest.xattr(node, &name) {
+                // Listed, and shown to nobody: a user's attribute of a link.
+                Err(Error::NoAttribute) => continue,
+                value => value?,
+            };
+            match set(OsStr::from_bytes(&name), &value) {
+                Ok(()) => {}
+                Err(Errno::NOTSUP | Errno::PERM | Errno::ACCESS | Errno::INVAL | Errno::NOSYS) => {
+                    lock(&self.left_out).insert(name);
+                }
                 Err(error) => return Err(destination(error)),
             }
         }
@@ -430,10 +446,10 @@ impl Walker<'_, '_> {
                 let target = self.copy.forest.read_link(row.node)?;
                 rustix::fs::symlinkat(OsStr::from_bytes(&target), folder, name).map_err(destination)?;
                 if self.copy.args.archive {
-                    self.finish_at(folder, name, &attributes)?;
+                    self.finish_at(folder, name, row.node, &attributes)?;
                 }
             }
-            _ => self.special(folder, row.kind, name, &attributes)?,
+            _ => self.special(folder, row, name, &attributes)?,
         }
         if several_names {
             self.copied.insert(row.node, path.to_vec());
@@ -456,7 +472,8 @@ impl Walker<'_, '_> {
         self.jobs.send(job).context("nobody is left who would fill it")
     }
 
-    fn special(&self, folder: &OwnedFd, kind: Kind, name: &OsStr, attributes: &Attributes) -> Result<()> {
+    fn special(&self, folder: &OwnedFd, row: &Row, name: &OsStr, attributes: &Attributes) -> Result<()> {
+        let kind = row.kind;
         if kind != Kind::Fifo {
             ensure!(self.copy.args.special, "a device node or socket, not made (--special makes it)");
         }
@@ -471,16 +488,21 @@ impl Walker<'_, '_> {
         rustix::fs::mknodat(folder, name, file_type, mode, device).map_err(destination)?;
         if self.copy.args.archive {
             rustix::fs::chmodat(folder, name, mode, AtFlags::empty()).map_err(destination)?;
-            self.finish_at(folder, name, attributes)?;
+            self.finish_at(folder, name, row.node, attributes)?;
         }
         Ok(())
     }
 
-    /// Owner and times of what cannot be opened.
-    fn finish_at(&self, folder: &OwnedFd, name: &OsStr, attributes: &Attributes) -> Result<()> {
+    /// Owner, attributes and times of what cannot be opened.
+    fn finish_at(&self, folder: &OwnedFd, name: &OsStr, node: NodeId, attributes: &Attributes) -> Result<()> {
         if let (true, Some((uid, gid))) = (is_root(), owner(attributes)) {
             rustix::fs::chownat(folder, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(destination)?;
         }
+        // The node itself, whatever its name leads to by then: no other call reaches a link's attributes.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let itself = rustix::fs::openat(folder, name, flags, Mode::empty()).map_err(destination)?;
+        let path = format!("/proc/self/fd/{}", itself.as_raw_fd());
+        self.copy.xattrs(node, &|name, value| rustix::fs::setxattr(&path, name, value, XattrFlags::empty()))?;
         rustix::fs::utimensat(folder, name, &timestamps(attributes), AtFlags::SYMLINK_NOFOLLOW).map_err(destination)
     }
 }

@@ -4,7 +4,7 @@
 //! can be run in it.
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::ops::Range;
 
 use anyhow::{Context, Result};
@@ -20,7 +20,7 @@ use super::hashing::{self, Digests, Wanted};
 use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target};
 use super::walk::{self, Row, Step};
-use super::{Outcome, document, parallel, progress};
+use super::{Outcome, document, parallel, progress, treeless};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -78,26 +78,37 @@ pub fn run(args: &Args) -> Result<Outcome> {
         document::write("imgfs-hash", members)?;
         return Ok(outcome);
     }
+    let on_terminal = std::io::stdout().is_terminal();
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     for line in &lines {
         for (algorithm, digest) in args.algorithm.iter().zip(&line.digests) {
-            write_tagged(&mut out, *algorithm, &line.name, digest)?;
+            write_tagged(&mut out, *algorithm, (&line.name, on_terminal), digest)?;
         }
     }
     out.flush()?;
     Ok(outcome)
 }
 
-/// The line that `sha256sum --tag` writes, and that `sha256sum -c` reads.
-fn write_tagged(out: &mut dyn Write, algorithm: Algorithm, name: &[u8], digest: &[u8]) -> Result<()> {
+/// The line that `sha256sum --tag` writes, and that `sha256sum -c` reads; for eyes, where nothing may
+/// steer the terminal.
+fn write_tagged(
+    out: &mut dyn Write,
+    algorithm: Algorithm,
+    (name, on_terminal): (&[u8], bool),
+    digest: &[u8],
+) -> Result<()> {
     let awkward = name.iter().any(|byte| matches!(byte, b'\\' | b'\n' | b'\r'));
     write!(out, "{}{} (", if awkward { "\\" } else { "" }, algorithm.name().to_uppercase())?;
-    for &byte in name {
-        match byte {
-            b'\\' => out.write_all(b"\\\\")?,
-            b'\n' => out.write_all(b"\\n")?,
-            b'\r' => out.write_all(b"\\r")?,
-            byte => out.write_all(&[byte])?,
+    if on_terminal {
+        write!(out, "{}", printable(name))?;
+    } else {
+        for &byte in name {
+            match byte {
+                b'\\' => out.write_all(b"\\\\")?,
+                b'\n' => out.write_all(b"\\n")?,
+                b'\r' => out.write_all(b"\\r")?,
+                byte => out.write_all(&[byte])?,
+            }
         }
     }
     Ok(writeln!(out, ") = {}", hex(digest))?)
@@ -193,6 +204,7 @@ impl Report<'_> {
     }
 
     fn files(&mut self, image: &Image) -> Result<()> {
+        treeless::say(&treeless::of(image), &mut self.outcome);
         let forest = image.forest();
         let mut jobs: Vec<(Row, Vec<u8>)> = Vec::new();
         let mut total = 0u64;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target};
 use super::walk::{self, Row, Step};
-use super::{Outcome, document};
+use super::{Outcome, document, treeless};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -57,6 +57,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         if kind != Kind::Directory {
             listing.row(&top)?;
         } else if args.recursive {
+            treeless::say(&treeless::below(&target, &image), listing.outcome);
             listing.recursive(top)?;
         } else {
             let (rows, failed) = walk::rows(&forest, node);
@@ -92,6 +93,7 @@ fn as_json(args: &Args) -> Result<Outcome> {
                 said(text.as_encoded_bytes(), &error, &mut outcome);
             }
         } else {
+            treeless::say(&treeless::below(&target, &image), &mut outcome);
             let start = if top.kind == Kind::Directory { Vec::new() } else { top.name.clone() };
             walk::walk(&forest, top, &start, &mut |step| {
                 match step {

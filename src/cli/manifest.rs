@@ -9,7 +9,7 @@ mod rows;
 mod tsv;
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 
 use anyhow::{Context, Result, ensure};
 use imgfs::digest::{Algorithm, hex};
@@ -22,8 +22,9 @@ use imgfs::text::printable;
 use super::hash::algorithm;
 use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Place, Target, trimmed};
+use super::treeless::Treeless;
 use super::walk::{self, Row, Step};
-use super::{Outcome, hashing, parallel, progress};
+use super::{Outcome, hashing, parallel, progress, treeless};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -115,6 +116,10 @@ struct Scene<'a> {
     /// The path of the top's directory, which a bag does not have.
     above: usize,
     algorithms: &'a [Algorithm],
+    /// What of the image has no rows.
+    treeless: &'a [Treeless],
+    /// Nothing that steers one may be written.
+    on_terminal: bool,
 }
 
 /// One form of manifest. Rows come in order.
@@ -143,7 +148,16 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let path = if format.is_of_volumes() { place.path } else { trimmed(&target.path).to_vec() };
     let above = path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
     let jobs = jobs(&forest, &Place { node: place.node, path }, &target, format)?;
-    let context = Scene { image: &image, forest: &forest, name: args.target.as_encoded_bytes(), above, algorithms };
+    let treeless = treeless::below(&target, &image);
+    let context = Scene {
+        image: &image,
+        forest: &forest,
+        name: args.target.as_encoded_bytes(),
+        above,
+        algorithms,
+        treeless: &treeless,
+        on_terminal: std::io::stdout().is_terminal(),
+    };
     let mut writer: Box<dyn Writer> = match format {
         Format::Tsv => Box::new(tsv::Tsv::new(&context)),
         Format::Json => Box::new(rows::Rows::new(&context)),
@@ -152,8 +166,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
         Format::Bagit => Box::new(bag::Bag::new(&context)),
     };
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    let outcome = write(&context, &jobs, writer.as_mut(), &mut out)?;
+    let mut outcome = write(&context, &jobs, writer.as_mut(), &mut out)?;
     out.flush()?;
+    treeless::say(&treeless, &mut outcome);
     Ok(outcome)
 }
 

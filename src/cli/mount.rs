@@ -22,6 +22,7 @@ use imgfs::forest::{Escaped, Symlinks};
 use imgfs::fuse::{Adapter, View};
 use imgfs::stack::{Image, Tree, Writing};
 use imgfs::text::{printable, tamed};
+use rustix::process::Signal;
 use serde_json::json;
 use signal_hook::iterator::Signals;
 
@@ -32,7 +33,7 @@ use super::options::{self, MountOptions, SymlinkChoice, WritingArgs};
 use super::provenance::{Log, Logger};
 use super::runtime::{self, Mark, Mounted, Mounts};
 use super::target::{ImageArgs, Target};
-use super::{Outcome, cp, document, provenance, sentence};
+use super::{Outcome, cp, document, provenance, sentence, treeless};
 
 /// Threads that answer the kernel: one slow request must not hold up the rest.
 const THREADS: usize = 8;
@@ -79,6 +80,10 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Outcome> {
     if !args.foreground && !args.debug && !args.daemon {
         return start_daemon(args);
+    }
+    if args.daemon {
+        // Whoever gave up on the mount would be left with a process that still decodes the image.
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     }
     let mut options = args.image.parse(args.ask || key::attended())?;
     if args.daemon {
@@ -159,6 +164,10 @@ fn mount(
         _ => {}
     }
     let tree = tree(&image, &options, &mountpoint)?;
+    if args.daemon {
+        // From here on a starter that is gone is noticed when it is told, and the mount goes in good order.
+        rustix::process::set_parent_process_death_signal(None)?;
+    }
     let mut opened = provenance::opened(&image, &target.image, options.stack.writing.as_ref());
     document::name(&mut opened, "mountpoint", mountpoint.as_os_str().as_encoded_bytes());
     let attached = || {
@@ -325,24 +334,15 @@ fn start_log(debug: bool) -> Arc<OnceLock<Arc<Log>>> {
 
 /// Says what has no tree, and why; the rest mounts.
 fn report(image: &Image) {
-    if let Err(error) = &image.scan {
-        log::warn!("the partition table cannot be read: {error}");
+    for line in treeless::sentences(&treeless::of(image)) {
+        log::warn!("{line}");
     }
     for part in &image.parts {
-        if let Tree::Broken(error) = &part.tree {
-            log::warn!("{} has no tree: {error}; {}.img shows its bytes", part.name, part.name);
-        }
-        if let Tree::Encrypted(encrypted) = &part.tree {
-            let variant = &encrypted.variant;
-            if image.plain_of(part).is_none() {
-                log::warn!(
-                    "{} is encrypted ({variant}): only {}.img is there; --key-file opens it",
-                    part.name,
-                    part.name
-                );
-            } else if image.overlay.is_some() {
-                log::warn!("{} is encrypted ({variant}): its tree is read-only", part.name);
-            }
+        if let Tree::Encrypted(encrypted) = &part.tree
+            && image.overlay.is_some()
+            && image.plain_of(part).is_some()
+        {
+            log::warn!("{} is encrypted ({}): its tree is read-only", part.name, encrypted.variant);
         }
         for note in part.tree.summary().iter().flat_map(|summary| &summary.notes) {
             log::info!("{}: {note}", part.name);

@@ -13,7 +13,7 @@ use super::ls::{entry, shown};
 use super::sandbox::Sandbox;
 use super::target::{ImageArgs, Target};
 use super::walk::{self, Row, Step};
-use super::{Outcome, document};
+use super::{Outcome, document, treeless};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -36,9 +36,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let image = target.open(&args.image)?;
     let forest = image.forest();
     let node = target.find(&image, &forest)?;
+    let mut outcome = Outcome::Complete;
+    treeless::say(&treeless::below(&target, &image), &mut outcome);
     let top = Row { node, name: Vec::new(), kind: Kind::Directory };
     if args.json {
-        let mut object = Object { forest: &forest, levels: args.levels, open: Vec::new(), outcome: Outcome::Complete };
+        let mut object = Object { forest: &forest, levels: args.levels, open: Vec::new(), outcome };
         walk::walk_to(&forest, top, b"", args.levels, &mut |step, _| {
             object.meet(step);
             Ok(())
@@ -51,14 +53,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let mut out = std::io::stdout().lock();
     out.write_all(&shown(args.target.as_encoded_bytes()))?;
     writeln!(out)?;
-    let mut drawing = Drawing {
-        forest: &forest,
-        out: &mut out,
-        open: Vec::new(),
-        directories: 0,
-        files: 0,
-        outcome: Outcome::Complete,
-    };
+    let mut drawing = Drawing { forest: &forest, out: &mut out, open: Vec::new(), directories: 0, files: 0, outcome };
     walk::walk_to(&forest, top, b"", args.levels, &mut |step, after| drawing.meet(step, after))?;
     let Drawing { directories, files, outcome, .. } = drawing;
     writeln!(out, "\n{directories} directories, {files} files")?;

@@ -219,6 +219,7 @@ impl Ext {
             block_size: superblock.block_size,
             total_blocks: totals.blocks,
             free_blocks: totals.free_blocks,
+            reserved_blocks: self.superblock.reserved_blocks.min(totals.free_blocks),
             total_nodes: superblock.inodes.into(),
             free_nodes: totals.free_inodes,
             name_max: 255,

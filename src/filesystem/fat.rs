@@ -551,6 +551,7 @@ impl FileSystem for Fat {
             block_size: geometry.cluster_size,
             total_blocks: u64::from(geometry.cluster_count),
             free_blocks: u64::from(free.unwrap_or(0)),
+            reserved_blocks: 0,
             total_nodes: 0,
             free_nodes: 0,
             // Each UTF-16 unit takes up to three bytes of UTF-8.

@@ -47,7 +47,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 
 use self::descriptor::{DescriptorSet, SYSTEM_AREA, VolumeDescriptor};
-use self::directory::{Directory, Index};
+use self::directory::{Children, Directory, Index};
 use self::file::Sections;
 use self::medium::{Medium, Notes, SECTOR};
 use self::node::{Contents, Node};
@@ -133,6 +133,8 @@ struct Iso {
     nodes: Cache<u64, Arc<Node>>,
     /// By first byte of the directory.
     indexes: Cache<u64, Arc<Index>>,
+    /// By first byte of the directory.
+    children: Cache<u64, Arc<Children>>,
     /// Damage met in a directory, by its first byte.
     damaged: Cache<u64, Error>,
     /// By record and number of the block.
@@ -185,6 +187,7 @@ impl Iso {
             root_self,
             nodes: Cache::new(NODE_CACHE),
             indexes: Cache::for_heavy(INDEX_CACHE, LARGE_INDEX),
+            children: Cache::for_heavy(INDEX_CACHE, LARGE_INDEX),
             damaged: Cache::new(DAMAGE_CACHE),
             blocks: Cache::new(BLOCK_CACHE),
             hasher: RandomState::new(),
@@ -201,6 +204,20 @@ impl Iso {
             Contents::Directory(directory) => Ok(*directory),
             _ => Err(Error::NotDirectory),
         }
+    }
+
+    /// Extended attributes. Those of a directory stand in its record in its parent, and not in the one of
+    /// itself; that the writer knew attributes at all is seen at the root, which always has some.
+    fn attributes_of(&self, id: NodeId) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let node = self.node(id)?;
+        let Contents::Directory(directory) = &node.contents else { return Ok(aaip::attributes(&node.aaip)) };
+        if id == self.root || !node.aaip.is_empty() || self.node(self.root)?.aaip.is_empty() {
+            return Ok(aaip::attributes(&node.aaip));
+        }
+        let Some(at) = self.record_in_parent(id, *directory)? else { return Ok(Vec::new()) };
+        let bytes = self.medium.record_bytes(at)?;
+        let rock_ridge = self.rock_ridge(&DirectoryRecord::parse(&bytes, at)?, false);
+        Ok(aaip::attributes(&rock_ridge.map(|rr| rr.attributes).unwrap_or_default()))
     }
 
     /// Reads from an unpacked file, a block at a time.
@@ -349,12 +366,12 @@ impl FileSystem for Iso {
     }
 
     fn xattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
-        let found = aaip::attributes(&self.node(node)?.aaip).into_iter().find(|(n, _)| n == name);
+        let found = self.attributes_of(node)?.into_iter().find(|(n, _)| n == name);
         found.map(|(_, value)| value).ok_or(Error::NoAttribute)
     }
 
     fn xattrs(&self, node: NodeId) -> Result<Vec<Vec<u8>>> {
-        Ok(aaip::attributes(&self.node(node)?.aaip).into_iter().map(|(name, _)| name).collect())
+        Ok(self.attributes_of(node)?.into_iter().map(|(name, _)| name).collect())
     }
 
     fn summary(&self) -> Summary {

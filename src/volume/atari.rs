@@ -2,15 +2,15 @@
 //! partition (`XGM`) that holds a linked list of further sectors of the same form.
 //!
 //! Specification: *Atari Hard Disk Interface 3.00, Release Notes*. All fields are big-endian. There is
-//! no magic number, so that every used row must be one that AHDI knows.
+//! no magic number, so that every used row must make sense, and one be of a kind that drivers write.
 //!
 //! ```text
+//!   342 eight more rows of ICD's drivers
 //!   450 disk size (be32) | 454 four of: flags (bit 0: used), id (3 letters), first sector, sectors (be32)
 //!   XGM at E:  E+0: { volume (from this sector), next sector (from E) } -> E+n: ...
 //! ```
 //!
-//! Supported: primary rows and XGM chains, numbered as in Linux.
-//! Not supported: the eight more rows of ICD's drivers.
+//! Supported: primary rows and XGM chains, and where there is no such chain ICD's rows; numbered as in Linux.
 
 use std::collections::HashSet;
 
@@ -25,8 +25,10 @@ pub const SYSTEM: VolumeSystem = VolumeSystem { name: "atari", probe, table };
 const SECTOR: u32 = 512;
 const SIZE_AT: usize = 450;
 const ROWS_AT: usize = 454;
+const ICD_AT: usize = 342;
+const ICD_ROWS: u32 = 8;
 const ROW_LEN: usize = 12;
-/// What drivers write; any three letters would do for AHDI.
+/// What drivers write; any three letters or digits would do for AHDI.
 const KINDS: [&[u8; 3]; 9] = [b"GEM", b"BGM", b"XGM", b"RAW", b"LNX", b"SWP", b"MIX", b"UNX", b"F32"];
 /// Far more than fit on the disks of that time.
 const MAX_SECTORS: usize = 1024;
@@ -36,9 +38,10 @@ fn probe(device: &dyn BlockDevice) -> Result<bool> {
     let sector = Record::new("atari", "root sector", 0, &bytes);
     let disk = u64::from(sector.be32(SIZE_AT)?).max(device.size().div_euclid(SECTOR.into()));
     let rows = rows(sector)?;
-    let mut used = rows.iter().filter(|row| row.used).peekable();
-    let valid = |row: &Row| KINDS.contains(&&row.kind) && row.first != 0 && row.count != 0 && row.end() <= disk;
-    Ok(used.peek().is_some() && sector.be32(SIZE_AT)? != 0 && used.all(valid))
+    let mut used = rows.iter().filter(|row| row.used);
+    let known = rows.iter().any(|row| row.used && row.is_known());
+    let valid = |row: &Row| row.has_name() && row.first != 0 && row.count != 0 && row.end() <= disk;
+    Ok(known && sector.be32(SIZE_AT)? != 0 && used.all(valid))
 }
 
 fn table(device: &Device) -> Result<Table> {
@@ -52,12 +55,23 @@ fn table(device: &Device) -> Result<Table> {
     });
     let mut seen = HashSet::new();
     let mut slot = 0u32;
+    let mut has_chain = false;
     for row in rows(sector)? {
         slot = slot.saturating_add(1);
         if row.used && &row.kind == b"XGM" {
+            has_chain = true;
             slot = extended(device.as_ref(), row.first.into(), slot, &mut seen, &mut table)?;
         } else if row.used {
             table.entries.push(row.entry(slot, 0)?);
+        }
+    }
+    let first = row(sector, ICD_AT)?;
+    if !has_chain && first.used && first.is_known() {
+        for index in 0..ICD_ROWS {
+            let row = row(sector, ICD_AT.saturating_add(ROW_LEN.saturating_mul(index as usize)))?;
+            if row.used && row.has_name() {
+                table.entries.push(row.entry(slot.saturating_add(index).saturating_add(1), 0)?);
+            }
         }
     }
     Ok(table)
@@ -108,6 +122,15 @@ struct Row {
 }
 
 impl Row {
+    fn is_known(&self) -> bool {
+        KINDS.contains(&&self.kind)
+    }
+
+    /// Any three letters or digits are a kind.
+    fn has_name(&self) -> bool {
+        self.kind.iter().all(u8::is_ascii_alphanumeric)
+    }
+
     fn end(&self) -> u64 {
         u64::from(self.first).saturating_add(self.count.into())
     }
@@ -122,9 +145,11 @@ impl Row {
 }
 
 fn rows(sector: Record<'_>) -> Result<[Row; 4]> {
-    let row = |index: usize| -> Result<Row> {
-        let row = sector.part("row", ROWS_AT.saturating_add(index.saturating_mul(ROW_LEN)), ROW_LEN)?;
-        Ok(Row { used: row.u8(0)? & 1 != 0, kind: row.array(1)?, first: row.be32(4)?, count: row.be32(8)? })
-    };
+    let row = |index: usize| row(sector, ROWS_AT.saturating_add(index.saturating_mul(ROW_LEN)));
     Ok([row(0)?, row(1)?, row(2)?, row(3)?])
+}
+
+fn row(sector: Record<'_>, at: usize) -> Result<Row> {
+    let row = sector.part("row", at, ROW_LEN)?;
+    Ok(Row { used: row.u8(0)? & 1 != 0, kind: row.array(1)?, first: row.be32(4)?, count: row.be32(8)? })
 }

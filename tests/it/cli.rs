@@ -1,7 +1,7 @@
 //! The commands that need no mount, as a user meets them: what they say, make, and refuse.
 
 use std::fs::symlink_metadata as lstat;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 use crate::fat::{Scratch, tool};
@@ -47,6 +47,29 @@ fn info_names_the_file_systems_that_it_does_not_read() {
 }
 
 #[test]
+fn of_more_file_systems_than_there_are_trees_the_rest_keeps_its_bytes() {
+    let scratch = Scratch::new();
+    let (floppy, image) = (scratch.path("floppy.img"), scratch.path("many.img"));
+    tool("dosfstools", "mkfs.fat", &["-C", "-i", "12345678", floppy.to_str().unwrap(), "64"]);
+    std::fs::File::create(&image).unwrap().set_len(40 << 20).unwrap();
+    let rows: Vec<String> = (1..=300).map(|row| format!("-n{row}:{}:+64K", 128 + row * 128)).collect();
+    let words: Vec<&str> = rows.iter().map(String::as_str).chain([image.to_str().unwrap()]).collect();
+    tool("gdisk", "sgdisk", &[&["-S", "300", "-a", "1"], words.as_slice()].concat());
+    let disk = std::fs::File::options().write(true).open(&image).unwrap();
+    for row in 1..=300 {
+        disk.write_all_at(&std::fs::read(&floppy).unwrap(), (128 + row * 128) * 512).unwrap();
+    }
+    let listed = ok(&["ls", image.to_str().unwrap()]);
+    let has = |name: &str| listed.lines().any(|line| line == name);
+    assert!(has("p255") && has("p255.img") && !has("p256") && has("p256.img") && has("p300.img"), "{listed}");
+    let links = ok(&["ls", "-l", &format!("{}:/by-uuid", image.display())]);
+    assert_eq!(links.lines().count(), 255);
+    assert!(links.contains(" 1234-5678-255 -> ../p255\n"), "{links}");
+    let said = "no tree: forest: a tree after the first 255 of an image is not supported";
+    assert_eq!(ok(&["info", image.to_str().unwrap()]).matches(said).count(), 45);
+}
+
+#[test]
 fn info_says_what_an_image_is_and_how_that_is_known() {
     let case = Case::new("demo.img");
     let text = ok(&["info", case.image.to_str().unwrap()]);
@@ -87,6 +110,93 @@ fn nothing_of_an_image_reaches_a_terminal_or_json_raw() {
     // A word of the user comes back in the error.
     let said = run(&["ls", "no\u{1b}[2Jsuch.img"]);
     assert!(said.err.contains("\\u{1b}") && !said.err.contains('\u{1b}'), "{:?}", said.err);
+}
+
+#[test]
+fn what_goes_through_all_trees_says_which_one_is_missing() {
+    let case = Case::new("demo.img");
+    let image = case.scratch.path("damaged.img");
+    std::fs::copy(&case.image, &image).unwrap();
+    // The size of a block in the superblock of the second partition.
+    let disk = std::fs::File::options().write(true).open(&image).unwrap();
+    disk.write_all_at(&[0xff; 4], 640 * 512 + 1024 + 0x18).unwrap();
+    let _untouched = Untouched::new(&image);
+    let image = image.to_str().unwrap();
+    let dest = case.dest();
+    let whole = format!("{image}:/");
+    let reason = "ext: superblock (block size) at byte 1024 is damaged";
+    for args in [
+        &["manifest", image][..],
+        &["manifest", "--json", image],
+        &["manifest", "--format", "dfxml", image],
+        &["tree", image],
+        &["tree", "--json", image],
+        &["hash", "--files", image],
+        &["ls", "-R", image],
+        &["ls", "-R", "--json", &whole],
+        &["cp", "-a", &whole, &dest],
+    ] {
+        let said = run(args);
+        let expected = format!("imgfs: p2 has no tree: {reason}; p2.img has its bytes\n");
+        assert_eq!((said.code, said.err), (Some(1), expected), "{args:?}");
+        match args {
+            ["manifest", _] => assert!(said.out.contains(&format!("\n# unreadable: p2: {reason}\n")), "{}", said.out),
+            ["manifest", "--format", ..] => assert!(said.out.contains(&format!("<!-- unreadable: p2: {reason} -->"))),
+            _ => {}
+        }
+    }
+    assert!(Path::new(&dest).join("p1/startup.nsh").exists());
+    // Whoever asks for the other one is not troubled.
+    ok(&["manifest", &format!("{image}:/p1")]);
+    ok(&["ls", image]);
+}
+
+/// What a command shows on a terminal, as bytes.
+fn on_a_terminal(args: &[&str]) -> Vec<u8> {
+    let program = imgfs().get_program().to_str().unwrap().to_owned();
+    let words: Vec<String> = args.iter().map(|word| format!("'{word}'")).collect();
+    let line = format!("TERM=xterm '{program}' {} 2>/dev/null", words.join(" "));
+    let output = std::process::Command::new("script").args(["-qec", &line, "/dev/null"]).output();
+    output.expect("script (Debian package bsdutils) runs").stdout
+}
+
+#[test]
+fn no_name_of_an_image_steers_a_terminal() {
+    let scratch = Scratch::new();
+    let (folder, image) = (scratch.path("folder"), scratch.path("names.img"));
+    std::fs::create_dir(&folder).unwrap();
+    let name = "a\u{1b}[2J\u{202e}\\b";
+    std::fs::write(folder.join(name), b"x").unwrap();
+    std::fs::File::create(&image).unwrap().set_len(1 << 20).unwrap();
+    let image = image.to_str().unwrap();
+    tool("e2fsprogs", "mke2fs", &["-q", "-d", folder.to_str().unwrap(), image]);
+    for args in [
+        &["manifest"][..],
+        &["manifest", "--format", "bagit"],
+        &["manifest", "--format", "bodyfile"],
+        &["manifest", "--format", "dfxml"],
+        &["hash", "--files"],
+        &["ls", "-R"],
+    ] {
+        let shown = on_a_terminal(&[args, &[image]].concat());
+        let steers = |what: &str| shown.windows(what.len()).any(|bytes| bytes == what.as_bytes());
+        assert!(steers("u{1b}[2J"), "{args:?}: {}", String::from_utf8_lossy(&shown));
+        assert!(!steers("\u{1b}[2J") && !steers("\u{202e}"), "{args:?}");
+    }
+    // To a pipe go the bytes of the name.
+    let listed = ok(&["manifest", "--format", "bagit", &format!("{image}:/disk")]);
+    assert!(listed.contains(&format!("data/disk/{name}\n")), "{listed:?}");
+}
+
+#[test]
+fn a_pipe_is_said_to_be_no_image() {
+    let mut command = imgfs();
+    command.args(["info", "/dev/stdin"]).stdin(std::process::Stdio::piped());
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let child = command.spawn().unwrap();
+    let said = crate::program::said(child.wait_with_output().unwrap());
+    assert_eq!(said.code, Some(1));
+    assert!(said.err.contains("neither a file nor a block device") && !said.err.contains("rights"), "{}", said.err);
 }
 
 #[test]
@@ -190,6 +300,70 @@ fn cp_takes_times_modes_links_attributes_and_holes() {
     let files = rows.iter().filter(|row| row.get(1) == Some(&"file") && !row[0].contains('\\'));
     let compared = files.map(|row| assert_eq!(sha256(&top.join(row[0])), row[3], "{}", row[0])).count();
     assert!(compared > 20, "{compared} files");
+}
+
+/// Needs root, as ordinary users give links no attributes.
+#[test]
+fn cp_takes_the_attributes_of_links_and_pipes_and_says_which_are_left_out() {
+    crate::program::needs_root();
+    let scratch = Scratch::new();
+    let (folder, image, dest) = (scratch.path("folder"), scratch.path("volume.img"), scratch.path("dest"));
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::create_dir(&dest).unwrap();
+    std::fs::write(scratch.path("aim"), b"x").unwrap();
+    symlink(scratch.path("aim"), folder.join("link")).unwrap();
+    tool("coreutils", "mkfifo", &[folder.join("pipe").to_str().unwrap()]);
+    std::fs::File::create(&image).unwrap().set_len(4 << 20).unwrap();
+    tool("e2fsprogs", "mke2fs", &["-q", "-t", "ext4", "-d", folder.to_str().unwrap(), image.to_str().unwrap()]);
+    for set in [
+        "/link trusted.note kept",
+        "/link system.richacl lost",
+        "/pipe security.note kept",
+        "/pipe system.richacl lost",
+    ] {
+        tool("e2fsprogs", "debugfs", &["-w", "-R", &format!("ea_set {set}"), image.to_str().unwrap()]);
+    }
+    let _untouched = Untouched::new(&image);
+    let said = run(&["cp", "-a", &format!("{}:/disk", image.display()), dest.to_str().unwrap()]);
+    let expected = "imgfs: left out, as the destination refuses them: the attributes system.richacl\n";
+    assert_eq!((said.code, said.err.as_str()), (Some(0), expected));
+    for (name, attribute) in [("link", "trusted.note"), ("pipe", "security.note")] {
+        let mut value = [0; 16];
+        let len = rustix::fs::lgetxattr(dest.join("disk").join(name), attribute, &mut value).unwrap();
+        assert_eq!(&value[..len], b"kept", "{name}");
+    }
+    assert!(rustix::fs::getxattr(scratch.path("aim"), "trusted.note", &mut [0; 16]).is_err(), "not what it leads to");
+}
+
+/// Needs root, as the files are root's.
+#[test]
+fn the_access_control_lists_of_discs_are_those_that_xorriso_reads() {
+    crate::program::needs_root();
+    let scratch = Scratch::new();
+    let (folder, image, dest) = (scratch.path("folder"), scratch.path("disc.iso"), scratch.path("dest"));
+    std::fs::create_dir_all(folder.join("above/d")).unwrap();
+    std::fs::create_dir(&dest).unwrap();
+    std::fs::write(folder.join("f"), b"x").unwrap();
+    let (disc, from) = (image.to_str().unwrap(), folder.to_str().unwrap());
+    let own = "u::rw,u:1234:rw,g::r,g:77:x,m::rw,o::r";
+    let default = "u::rwx,g::rx,o::rx,d:u::rwx,d:u:99:rx,d:g::rx,d:m::rx,d:o::rx";
+    let making = ["-acl", "on", "-outdev", disc, "-map", from, "/", "-setfacl", own, "/f", "--"];
+    tool("xorriso", "xorriso", &[&making[..], &["-setfacl", default, "/above/d", "--"]].concat());
+    let _untouched = Untouched::new(&image);
+    ok(&["cp", "-a", &format!("{disc}:/disk"), dest.to_str().unwrap()]);
+    let entries = |text: &str| -> Vec<String> {
+        let parts = text.lines().filter_map(|line| line.split_once(':').map(|_| line.trim().to_owned()));
+        let mut rows: Vec<String> = parts.filter(|line| line.ends_with(['r', 'w', 'x', '-'])).collect();
+        rows.sort();
+        rows
+    };
+    for (name, count) in [("f", 6), ("above/d", 8)] {
+        let theirs = tool("xorriso", "xorriso", &["-acl", "on", "-indev", disc, "-getfacl", &format!("/{name}"), "--"]);
+        let theirs: Vec<String> = entries(&theirs).into_iter().filter(|row| !row.contains(' ')).collect();
+        let copy = dest.join("disk").join(name);
+        let ours = entries(&tool("acl", "getfacl", &["-nE", "--omit-header", "-p", copy.to_str().unwrap()]));
+        assert_eq!((ours.len(), &ours), (count, &theirs), "{name}");
+    }
 }
 
 #[test]

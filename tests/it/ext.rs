@@ -1075,3 +1075,32 @@ fn walk_all(tree: &dyn FileSystem, dir: NodeId, depth: u32, budget: &mut u32) {
         }
     }
 }
+
+#[test]
+fn a_size_that_no_file_can_have_is_damage_and_the_largest_one_is_not() {
+    let scratch = Scratch::new("size");
+    let (dir, image) = (scratch.0.display(), scratch.path("image"));
+    for (kind, most) in
+        [("ext4", u64::from(u32::MAX) * 1024), ("ext2", (12 + 256 + 256 * 256 + 256 * 256 * 256) * 1024)]
+    {
+        sh(&format!(
+            "cd {dir}; rm -rf from image; mkdir from; echo x >from/most; echo x >from/more
+             mke2fs -q -t {kind} -b 1024 -d from image 4M
+             debugfs -w -R 'sif /most size {most}' image 2>/dev/null
+             debugfs -w -R 'sif /more size {}' image 2>/dev/null",
+            most + 1
+        ));
+        let hash = hash_of(&image);
+        let tree = open_image(&image, false);
+        let node = |name: &[u8]| tree.lookup(tree.root(), name).unwrap().unwrap();
+        assert_eq!(tree.attributes(node(b"most")).unwrap().size, most, "{kind}");
+        let refused = tree.attributes(node(b"more"));
+        assert!(matches!(refused, Err(Error::Corrupt { .. })), "{kind}: {refused:?}");
+        // The kernel's word on both.
+        let mount = Mount::new(&image, scratch.path("mnt"), "ro,noload");
+        assert_eq!(std::fs::metadata(mount.0.join("most")).unwrap().len(), most, "{kind}");
+        assert_eq!(std::fs::metadata(mount.0.join("more")).unwrap_err().raw_os_error(), Some(117), "{kind}");
+        drop(mount);
+        assert_eq!(hash_of(&image), hash);
+    }
+}

@@ -1117,3 +1117,23 @@ fn no_byte_of_the_metadata_makes_it_panic_or_hang() {
         }
     }
 }
+
+#[test]
+fn fat32_with_a_number_of_root_entries_is_read_as_mtools_reads_it() {
+    let scratch = Scratch::new();
+    let (image, file) = (scratch.path("fat32.img"), scratch.path("file"));
+    mkfs(&image, 40 << 10, "-F 32 -s 1");
+    std::fs::write(&file, b"still there").unwrap();
+    mcopy(&image, &file, "::FILE.TXT");
+    let mut bytes = std::fs::read(&image).unwrap();
+    bytes[0x11..0x13].copy_from_slice(&512u16.to_le_bytes());
+    std::fs::write(&image, &bytes).unwrap();
+    assert_eq!(tool("mtools", "mtype", &["-i", image.to_str().unwrap(), "::FILE.TXT"]), "still there");
+    let device: Device = Arc::new(Memory::new(bytes, 512));
+    let (_, tree) = imgfs::filesystem::open(&device, &Options::default()).unwrap().expect("a known format");
+    let node = tree.lookup(tree.root(), b"FILE.TXT").unwrap().unwrap();
+    let mut found = [0; 20];
+    let len = tree.read(node, &mut found, 0).unwrap();
+    assert_eq!(&found[..len], b"still there");
+    assert!(tree.summary().notes.iter().any(|note| note.contains("512 entries")), "{:?}", tree.summary().notes);
+}

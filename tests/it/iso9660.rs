@@ -772,6 +772,24 @@ fn a_damaged_record_is_said_and_hides_no_other_sector() {
 }
 
 #[test]
+fn a_record_of_no_length_is_damage_where_others_follow_it() {
+    let mut bytes = small("-R");
+    let before = names(open_bytes(&bytes).as_ref(), open_bytes(&bytes).root());
+    assert_eq!((before.0.len(), before.1), (5, false));
+    let at = record(&bytes, b"B.;1");
+    bytes[at] = 0;
+    let tree = open_bytes(&bytes);
+    assert_eq!(names(tree.as_ref(), tree.root()), (vec!["a".to_owned()], true));
+    assert!(matches!(tree.lookup(tree.root(), b"c"), Err(Error::Corrupt { .. })));
+    // What a writer had in its memory behind the last record is no record.
+    let mut bytes = small("-R");
+    let end = root_directory(&bytes) + SECTOR;
+    bytes[end - 200..end].copy_from_slice(&[0x22; 200]);
+    let tree = open_bytes(&bytes);
+    assert_eq!(names(tree.as_ref(), tree.root()), before);
+}
+
+#[test]
 fn damage_is_said_at_the_end_of_a_listing_that_was_fetched_in_parts() {
     let tree = with_a_damaged_record();
     let (mut cursor, mut parts) = (0, 0);

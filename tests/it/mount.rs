@@ -176,6 +176,29 @@ fn nothing_is_left_of_a_mount_that_failed() {
 }
 
 #[test]
+fn a_daemon_ends_with_whoever_waits_for_its_mount() {
+    let scratch = Scratch::new();
+    let at = scratch.path("mnt");
+    std::fs::create_dir(&at).unwrap();
+    // It waits for a key that never comes, as it would over an image that takes for ever.
+    let mut command = imgfs();
+    command.args(["mount", "--key-file", "-"]).args([&demo(&scratch), &at]).stdin(Stdio::piped());
+    let mut starter = command.spawn().unwrap();
+    let starter_pid = starter.id();
+    let waits_for_input = |pid: &u32| {
+        let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let call = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+        words.windows(8).any(|word| word == b"--daemon") && call.starts_with("0 0x0 ")
+    };
+    let daemon = || child_of(starter_pid).filter(waits_for_input);
+    assert!(within(Duration::from_secs(10), || daemon().is_some()));
+    let daemon = daemon().unwrap();
+    starter.kill().unwrap();
+    starter.wait().unwrap();
+    assert!(ends(daemon), "the daemon goes on");
+}
+
+#[test]
 fn a_mount_in_use_is_not_unmounted_unless_lazily() {
     let scratch = Scratch::new();
     let mounted = Mounted::new(&demo(&scratch), &[]);
@@ -285,13 +308,17 @@ fn signals_unmount_cleanly() {
 
 /// The process that a daemon has started.
 fn keeper_of(daemon: u32) -> u32 {
+    child_of(daemon).expect("the daemon has a keeper")
+}
+
+fn child_of(process: u32) -> Option<u32> {
     let parent = |pid: &u32| {
         let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         state.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)?.parse::<u32>().ok())
     };
     let mut processes =
         std::fs::read_dir("/proc").unwrap().filter_map(|row| row.ok()?.file_name().to_str()?.parse().ok());
-    processes.find(|pid| parent(pid) == Some(daemon)).expect("the daemon has a keeper")
+    processes.find(|pid| parent(pid) == Some(process))
 }
 
 #[test]
@@ -603,6 +630,24 @@ fn names_of_plain_discs_are_mapped_as_the_kernel_maps_them() {
     let modes = Mounted::new(&image, &["-o", "mode=0640,dmode=0711"]);
     let mode = |name| lstat(modes.path(name)).unwrap().mode() & 0o7777;
     assert_eq!((mode("disk/README.TXT"), mode("disk/SUB")), (0o640, 0o711));
+}
+
+#[test]
+fn what_ext_keeps_for_root_is_free_and_not_available() {
+    let scratch = Scratch::new();
+    let image = scratch.path("reserved.img");
+    File::create(&image).unwrap().set_len(8 << 20).unwrap();
+    tool("e2fsprogs", "mke2fs", &["-q", "-m", "10", image.to_str().unwrap()]);
+    let said = tool("e2fsprogs", "dumpe2fs", &["-h", image.to_str().unwrap()]);
+    let number = |name: &str| -> u64 {
+        let value = said.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        value.trim().parse().unwrap()
+    };
+    let mounted = Mounted::new(&image, &[]);
+    let seen = rustix::fs::statvfs(mounted.path("disk")).unwrap();
+    let (free, reserved) = (number("Free blocks:"), number("Reserved block count:"));
+    assert_eq!((seen.f_bfree, seen.f_bavail), (free, free - reserved));
+    assert!(reserved > 0);
 }
 
 #[test]
@@ -948,7 +993,7 @@ fn a_damaged_partition_keeps_its_bytes_and_hides_nothing() {
     let _untouched = Untouched::new(&image);
     let said = run(&[image.to_str().unwrap(), at.to_str().unwrap()]);
     assert_eq!(said.code, Some(0), "{}", said.err);
-    assert!(said.err.contains("p2 has no tree: ext: ") && said.err.contains("p2.img shows its bytes"), "{}", said.err);
+    assert!(said.err.contains("p2 has no tree: ext: ") && said.err.contains("p2.img has its bytes"), "{}", said.err);
     assert_eq!(names(&at), ["by-label", "by-uuid", "disk.img", "files", "p1", "p1.img", "p2.img"]);
     assert_eq!(std::fs::read_link(at.join("files")).unwrap(), Path::new("p1"));
     assert_eq!(std::fs::read(at.join("p1/startup.nsh")).unwrap(), b"\\EFI\\BOOT\\BOOTX64.EFI\r\n");

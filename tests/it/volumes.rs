@@ -666,6 +666,29 @@ fn the_tables_inside_rows_of_an_mbr_are_read_as_partx_reads_them() {
 }
 
 #[test]
+fn the_rows_of_icd_and_rows_of_other_kinds_are_read_as_parted_reads_them() {
+    let rows: Vec<String> = (1..=6).map(|at| format!("mkpart primary ext2 {at}MiB {}MiB", at + 1)).collect();
+    let image = parted(16 * MIB, 512, &format!("mklabel atari {}", rows.join(" ")));
+    // The kind of the second row, which is of no driver that is known here.
+    image.write(b"MNX", 454 + 12 + 1);
+    let scan = image.scan();
+    assert_eq!((scan.system, ranges(&scan)), ("atari", parted_ranges(&image, 512)));
+    assert_eq!((scan.volumes.len(), scan.volumes[1].entry.kind.as_str()), (6, "MNX"));
+    // The numbers are those of the rows: a gap stays one.
+    image.write(&[0], 342);
+    assert_eq!(image.scan().volumes.len(), 4, "without its first row there is no table of ICD");
+    image.write(&[1], 342);
+    image.write(&[0], 454 + 12);
+    let slots: Vec<u32> = image.scan().volumes.iter().map(|volume| volume.entry.slot).collect();
+    assert_eq!(slots, [1, 3, 4, 5, 6]);
+    // Nothing but unknown kinds may be anything.
+    for row in [0, 2, 3] {
+        image.write(b"ABC", 454 + row * 12 + 1);
+    }
+    assert!(volume::scan(&(Arc::new(HostFile::open(Path::new(image.path())).unwrap()) as Device)).unwrap().is_none());
+}
+
+#[test]
 fn an_atari_chain_that_points_back_ends_there() {
     let script = "mklabel atari mkpart extended 64KiB 900KiB mkpart logical ext2 128KiB 256KiB \
                   mkpart logical ext2 300KiB 400KiB";

@@ -5,6 +5,7 @@ use std::io::Write;
 
 use anyhow::Result;
 use imgfs::filesystem::Kind;
+use imgfs::text::printable;
 
 use super::{Facts, Job, Scene, Writer};
 
@@ -28,7 +29,9 @@ impl Writer for Bag<'_> {
         match (job.row.kind, facts.contents.as_ref().and_then(|(_, digests)| digests.first())) {
             (Kind::File, Some(digest)) => {
                 write!(out, "{digest}  data/")?;
-                out.write_all(&encoded(job.path.get(self.scene.above..).unwrap_or_default()))?;
+                let path = encoded(job.path.get(self.scene.above..).unwrap_or_default());
+                let path = if self.scene.on_terminal { printable(&path).into_bytes() } else { path };
+                out.write_all(&path)?;
                 Ok(writeln!(out)?)
             }
             (Kind::File | Kind::Directory, _) => Ok(()),

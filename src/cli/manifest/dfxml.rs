@@ -10,6 +10,7 @@ use std::io::Write;
 use anyhow::Result;
 use imgfs::filesystem::{Attributes, FileSystem, Kind, Timestamp};
 use imgfs::stack::{Part, Tree};
+use imgfs::text::steers;
 
 use super::body::letter;
 use super::{Facts, Job, Scene, Writer};
@@ -159,6 +160,9 @@ impl Writer for Dfxml<'_> {
             stamp(Timestamp { nanoseconds: 0, ..Timestamp::now() }).unwrap_or_default(),
             text(self.scene.name),
         )?;
+        for part in self.scene.treeless {
+            writeln!(out, "  <!-- unreadable: {}: {} -->", part.name, comment(part.reason.as_bytes()))?;
+        }
         Ok(())
     }
 
@@ -284,6 +288,8 @@ fn text(bytes: &[u8]) -> String {
                 '<' => out.push_str("&lt;"),
                 '>' => out.push_str("&gt;"),
                 c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => out.extend(c.escape_unicode()),
+                // The same character to a parser, and harmless to a terminal.
+                c if steers(c) => out.push_str(&format!("&#x{:x};", u32::from(c))),
                 c => out.push(c),
             }
         }
@@ -304,6 +310,11 @@ mod tests {
         assert_eq!(at(0).as_deref(), Some("1970-01-01T00:00:00Z"));
         assert_eq!(at(-62_135_596_800).as_deref(), Some("0001-01-01T00:00:00Z"));
         assert_eq!((at(-62_135_596_801), at(-70_000_000_000), at(i64::MAX)), (None, None, None));
+    }
+
+    #[test]
+    fn what_turns_a_line_round_is_a_reference_to_the_same_character() {
+        assert_eq!(text("a\u{202e}\u{9b}\u{e9}".as_bytes()), "a&#x202e;\\u{9b}\u{e9}");
     }
 
     #[test]

@@ -25,7 +25,11 @@ impl Writer for Tsv<'_> {
     fn start(&mut self, out: &mut dyn Write) -> Result<()> {
         writeln!(out, "# imgfs {} manifest of {}", env!("CARGO_PKG_VERSION"), printable(self.scene.name))?;
         let digest = self.scene.algorithms.first().map_or("-", |algorithm| algorithm.name());
-        Ok(writeln!(out, "# path\ttype\tsize\t{digest}")?)
+        writeln!(out, "# path\ttype\tsize\t{digest}")?;
+        for part in self.scene.treeless {
+            writeln!(out, "# unreadable: {}: {}", part.name, imgfs::text::tamed(&part.reason))?;
+        }
+        Ok(())
     }
 
     fn row(&mut self, job: &Job, facts: &Facts, out: &mut dyn Write) -> Result<()> {
@@ -37,7 +41,9 @@ impl Writer for Tsv<'_> {
             (Some((size, digests)), None) => (*size, digests.first().map_or("-", String::as_str)),
             (None, None) => (0, "-"),
         };
-        out.write_all(&escaped(&job.path))?;
+        // More is escaped then, and all of this among it.
+        let path = if self.scene.on_terminal { printable(&job.path).into_bytes() } else { escaped(&job.path) };
+        out.write_all(&path)?;
         Ok(writeln!(out, "\t{}\t{size}\t{digest}", document::kind(job.row.kind))?)
     }
 

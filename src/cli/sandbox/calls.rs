@@ -174,6 +174,8 @@ const EXTRACTING: &[c_long] = &[
     libc::SYS_fchownat,
     libc::SYS_utimensat,
     libc::SYS_fsetxattr,
+    // Of what cannot be opened, by its descriptor's path.
+    libc::SYS_setxattr,
     libc::SYS_symlinkat,
     libc::SYS_linkat,
     libc::SYS_mknodat,

@@ -154,7 +154,7 @@ impl Inode {
         // Only these two kinds can be long: elsewhere the upper half is something else.
         let long = kind == Kind::File || superblock.has_incompat(incompat::LARGEDIR);
         let size = u64::from(raw.le32(0x04)?) | if long { u64::from(raw.le32(0x6c)?) << 32 } else { 0 };
-        if size > i64::MAX.cast_unsigned() {
+        if size > max_size(superblock, kind, flags) {
             return Err(corrupt("size"));
         }
         let block: [u8; 60] = raw.array(0x28)?;
@@ -222,6 +222,22 @@ impl Inode {
             Contents::Blocks
         }
     }
+}
+
+/// The largest size that the form of an inode's contents can hold: a 32-bit number for each block, and
+/// without extents three levels of blocks of such numbers.
+fn max_size(superblock: &Superblock, kind: Kind, flags: u32) -> u64 {
+    let block_size = u64::from(superblock.block_size);
+    let blocks = match kind {
+        Kind::File if flags & flag::EXTENTS != 0 => u64::from(u32::MAX),
+        Kind::File => {
+            let numbers = block_size / 4;
+            let levels = [1, 2, 3].map(|level| numbers.saturating_pow(level));
+            levels.iter().fold(12u64, |sum, level| sum.saturating_add(*level)).min(u32::MAX.into())
+        }
+        _ => u64::MAX,
+    };
+    blocks.saturating_mul(block_size).min(i64::MAX.cast_unsigned())
 }
 
 /// Whether the checksum over all of an inode is right; `wide` when its upper half is stored.

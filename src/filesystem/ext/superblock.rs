@@ -77,6 +77,8 @@ pub struct Superblock {
     pub inodes: u32,
     /// `s_blocks_count`.
     pub blocks: u64,
+    /// `s_r_blocks_count`.
+    pub reserved_blocks: u64,
     /// `s_free_blocks_count`.
     pub free_blocks: u64,
     /// `s_free_inodes_count`.
@@ -187,6 +189,7 @@ impl Superblock {
             at,
             inodes: raw.le32(0x00)?,
             blocks: u64::from(raw.le32(0x04)?) | high(0x150)?,
+            reserved_blocks: u64::from(raw.le32(0x08)?) | high(0x154)?,
             free_blocks: u64::from(raw.le32(0x0c)?) | high(0x158)?,
             free_inodes: raw.le32(0x10)?,
             first_data_block: raw.le32(0x14)?,

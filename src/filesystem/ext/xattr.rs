@@ -10,6 +10,7 @@ use crate::bytes::Record;
 use crate::device::read_vec;
 use crate::error::{Error, Result};
 use crate::filesystem::Kind;
+use crate::filesystem::acl::{self, tag};
 
 use super::Ext;
 use super::checksum::{crc32c, crc32c_without};
@@ -182,8 +183,8 @@ impl Ext {
 fn full_name(entry: &Entry<'_>) -> Option<Vec<u8>> {
     let prefix: &[u8] = match entry.index {
         1 => b"user.",
-        2 => b"system.posix_acl_access",
-        3 => b"system.posix_acl_default",
+        2 => acl::ACCESS,
+        3 => acl::DEFAULT,
         4 => b"trusted.",
         6 => b"security.",
         8 => b"system.richacl",
@@ -194,26 +195,27 @@ fn full_name(entry: &Entry<'_>) -> Option<Vec<u8>> {
 }
 
 /// An access control list from ext's form (version 1, identifiers only where they mean something)
-/// to the one that `getxattr` gives (version 2, all of one length).
+/// to the one that `getxattr` gives.
 fn acl(raw: &Record<'_>, value: &[u8]) -> Result<Vec<u8>> {
     let list = Record::new("ext", "access control list", raw.at(), value);
     if list.le32(0)? != 1 {
         return Err(list.corrupt());
     }
-    let mut out = 2u32.to_le_bytes().to_vec();
+    let mut entries = Vec::new();
     let mut offset = 4usize;
     while offset < value.len() {
-        let tag = list.le16(offset)?;
-        out.extend_from_slice(list.bytes(offset, 4)?);
+        let (tag, permissions) = (list.le16(offset)?, list.le16(offset.saturating_add(2))?);
         offset = offset.saturating_add(4);
-        match tag {
-            0x01 | 0x04 | 0x10 | 0x20 => out.extend_from_slice(&u32::MAX.to_le_bytes()),
-            0x02 | 0x08 => {
-                out.extend_from_slice(list.bytes(offset, 4)?);
+        let id = match tag {
+            tag::USER_OBJ | tag::GROUP_OBJ | tag::MASK | tag::OTHER => None,
+            tag::USER | tag::GROUP => {
+                let id = list.le32(offset)?;
                 offset = offset.saturating_add(4);
+                Some(id)
             }
             _ => return Err(list.corrupt()),
-        }
+        };
+        entries.push(acl::Entry { tag, permissions, id });
     }
-    if out.len() == 4 { Err(Error::NoAttribute) } else { Ok(out) }
+    acl::value(&entries).ok_or(Error::NoAttribute)
 }

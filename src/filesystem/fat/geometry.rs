@@ -196,13 +196,14 @@ impl Geometry {
         let bpb = Record::new(FAT, "boot sector", 0, sector);
         let table_sectors16 = bpb.le16(0x16)?;
         let fat32 = table_sectors16 == 0;
+        let root_entries = bpb.le16(0x11)?;
         let (sectors16, sectors32) = (bpb.le16(0x13)?, bpb.le32(0x20)?);
         let parameters = Parameters {
             sector_size: u32::from(bpb.le16(0x0b)?),
             sectors_per_cluster: bpb.u8(0x0d)?,
             reserved: bpb.le16(0x0e)?,
             tables: bpb.u8(0x10)?,
-            root_entries: bpb.le16(0x11)?,
+            root_entries: if fat32 { 0 } else { root_entries },
             media: bpb.u8(0x15)?,
             sectors: if sectors16 == 0 { sectors32 } else { u32::from(sectors16) },
             table_sectors: if fat32 { bpb.le32(0x24)? } else { u32::from(table_sectors16) },
@@ -211,6 +212,11 @@ impl Geometry {
         let mut geometry = Self::calculate(&parameters, &bpb)?;
         if sectors16 != 0 && sectors32 != 0 && u32::from(sectors16) != sectors32 {
             geometry.notes.push(format!("both totals of sectors are set: {sectors16} is used, not {sectors32}"));
+        }
+        if fat32 && root_entries != 0 {
+            geometry
+                .notes
+                .push(format!("FAT32 has no root directory of {root_entries} entries: their number is ignored"));
         }
         geometry.extend(&bpb)?;
         if !sector.ends_with(&[0x55, 0xaa]) {

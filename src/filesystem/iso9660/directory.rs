@@ -7,8 +7,10 @@
 //! ```
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use super::map;
 use super::medium::SECTOR;
@@ -41,10 +43,19 @@ pub(super) struct Row {
     pub(super) node: NodeId,
     pub(super) name: Vec<u8>,
     pub(super) kind: Kind,
+    /// Byte of its first record on the device.
+    at: u64,
     /// Byte within the directory after the row's last record.
     pub(super) next: u64,
     /// The name as recorded, of a file whose last section has not come yet.
     open: Option<Vec<u8>>,
+}
+
+/// The records of the directories in a directory.
+pub(super) struct Children {
+    records: HashMap<NodeId, u64>,
+    /// As of [`Index`].
+    damage: Option<Error>,
 }
 
 /// Where the names of a big directory are.
@@ -146,7 +157,7 @@ impl Iso {
         let index = self.indexes.get_or_make(&directory.at, || {
             let index = self.index(directory)?;
             let weight = index.rows.capacity().saturating_mul(16).saturating_add(128) as u64;
-            Ok::<_, Error>((std::sync::Arc::new(index), weight))
+            Ok::<_, Error>((Arc::new(index), weight))
         })?;
         let hash = self.hasher.hash_one(name);
         let first = index.rows.partition_point(|(h, _)| *h < hash);
@@ -187,6 +198,31 @@ impl Iso {
         Ok(Index { rows, damage: damage.err(), is_partial })
     }
 
+    /// Byte of a directory's record in its parent; `None` where it is shown in another place.
+    pub(super) fn record_in_parent(&self, id: NodeId, directory: Directory) -> Result<Option<u64>> {
+        let own = self.medium.record_bytes(directory.at)?;
+        let at = directory.at.saturating_add(DirectoryRecord::parse(&own, directory.at)?.len as u64);
+        let bytes = self.medium.record_bytes(at)?;
+        let parent = self.directory_id(self.directory_extent(&DirectoryRecord::parse(&bytes, at)?), at);
+        let parent = self.directory(parent)?;
+        let children = self.children.get_or_make(&parent.at, || {
+            let mut records = HashMap::new();
+            let damage = self.scan(parent, 0, &mut |row| {
+                if row.kind == Kind::Directory {
+                    records.entry(row.node).or_insert(row.at);
+                }
+                if records.len() < MAX_INDEX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            });
+            let weight = records.capacity().saturating_mul(24).saturating_add(128) as u64;
+            Ok::<_, Error>((Arc::new(Children { records, damage: damage.err() }), weight))
+        })?;
+        match (children.records.get(&id), &children.damage) {
+            (Some(at), _) => Ok(Some(*at)),
+            (None, Some(error)) => Err(error.clone()),
+            (None, None) => Ok(None),
+        }
+    }
+
     /// The row of a record; `None` for what is not shown.
     fn row(&self, record: &DirectoryRecord<'_>, next: u64, in_root: bool) -> Option<Row> {
         if record.is_dot() {
@@ -214,7 +250,8 @@ impl Iso {
         if is_store && node != self.root && self.holds_only_relocated(node) {
             return None;
         }
-        Some(Row { node, name, kind, next, open: record.continues().then(|| record.name.to_vec()) })
+        let at = record.at;
+        Some(Row { node, name, kind, at, next, open: record.continues().then(|| record.name.to_vec()) })
     }
 
     /// Whether a directory starts as one: zeros, or a file's bytes, are not an empty directory.
@@ -282,6 +319,17 @@ impl Iso {
     }
 }
 
+/// Whether what is passed over as the empty end of a sector has a record in it after all. One that says
+/// its numbers twice alike: some writers leave there what was in their memory.
+fn hides_a_record(skipped: &[u8], at: u64) -> bool {
+    let starts = (0..skipped.len()).step_by(2).filter_map(|offset| skipped.get(offset..));
+    let is_record = |bytes: &[u8]| {
+        let record = DirectoryRecord::parse(bytes, at);
+        record.is_ok_and(|record| record.extent.agrees() && record.data_len.agrees() && record.extent.le != 0)
+    };
+    starts.filter(|bytes| bytes.first() != Some(&0)).any(is_record)
+}
+
 /// A walk over the records of one directory.
 struct Scan<'a> {
     iso: &'a Iso,
@@ -311,7 +359,11 @@ impl Scan<'_> {
             let sector = rest.get(..sector_rest).unwrap_or(rest);
             if sector.first() == Some(&0) {
                 let skip = usize::try_from(to_end(self.iso.medium.block_size)).unwrap_or(sector_rest);
-                offset = offset.saturating_add(skip.clamp(1, sector_rest));
+                let skip = skip.clamp(1, sector_rest);
+                if hides_a_record(sector.get(..skip).unwrap_or(sector), here) {
+                    self.damaged(Error::corrupt(NAME, "directory record (length 0)", here), false);
+                }
+                offset = offset.saturating_add(skip);
                 continue;
             }
             match DirectoryRecord::parse(sector, here) {
