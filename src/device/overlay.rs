@@ -271,10 +271,24 @@ impl Overlay {
     fn verify_base(&mut self, base: &Base, options: &Options) -> Result<()> {
         let Some(binding) = self.binding() else { return Ok(()) };
         verify(&binding, base, options, &mut |offset, part| self.blank_covered(offset, part))?;
+        self.remember_time(&binding, base, options)?;
         match binding.state {
             State::CommitBegun if !options.read_only => self.set_state(State::Bound)?,
             State::Copying => self.unwritable = Some(self.interrupted()),
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// A base that is the same at another time was hashed whole to know that: once is enough.
+    fn remember_time(&self, binding: &Binding, base: &Base, options: &Options) -> Result<()> {
+        let (_, modified) = binding::stat(&base.path)?;
+        let proven = binding.state == State::BoundHashed && !options.force && !options.read_only;
+        if proven && modified != binding.mtime {
+            self.set_field(binding::MTIME_AT, &modified.to_be_bytes())?;
+            if let Some(binding) = &mut *self.binding.lock().unwrap_or_else(PoisonError::into_inner) {
+                binding.mtime = modified;
+            }
         }
         Ok(())
     }

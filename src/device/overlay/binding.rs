@@ -34,6 +34,9 @@ pub const EXTENSION: u32 = u32::from_be_bytes(*b"imgf");
 const VERSION: u8 = 1;
 /// A disk up to this size is hashed whole: 10 ms.
 const HASHED_WHOLE: u64 = 4 << 20;
+/// The whole of a disk up to this size is hashed when the overlay is made, beside its samples: some tenths of
+/// a second, once. Then a copy of the base, whose time is another, can be told from another disk.
+const HASHED_AT_FIRST: u64 = 64 << 20;
 const EDGE: u64 = 64 << 10;
 const SPREAD: u64 = 32;
 const SPREAD_LEN: u64 = 4 << 10;
@@ -109,17 +112,22 @@ impl Binding {
         let (file_size, mtime) = stat(&base.path)?;
         let disk = base.disk.as_ref();
         let samples = sample(disk, &mut |_, _| Ok(()))?;
-        let whole = disk.size() <= HASHED_WHOLE;
+        let full = match disk.size() {
+            size if size <= HASHED_WHOLE => Some(samples),
+            // What cannot be read in full has no hash.
+            size if size <= HASHED_AT_FIRST => hash_disk(disk, &mut |_, _| {}).ok(),
+            _ => None,
+        };
         let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Ok(Self {
-            state: if whole { State::BoundHashed } else { State::Bound },
+            state: if full.is_some() { State::BoundHashed } else { State::Bound },
             sector_size: disk.sector_size(),
             file_size,
             disk_size: disk.size(),
             mtime,
             created: i64::try_from(created).unwrap_or(i64::MAX),
             samples,
-            full: if whole { samples } else { [0; 32] },
+            full: full.unwrap_or_default(),
             format: base.format.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         })
@@ -180,7 +188,8 @@ impl Binding {
         path: &Path,
         covered: &mut dyn FnMut(u64, &mut [u8]) -> Result<()>,
     ) -> Result<()> {
-        self.compare(disk, &path.display().to_string(), Some(stat(path)?), covered)
+        let hint = "; --force-base takes it all the same";
+        self.compare(disk, (&path.display().to_string(), hint), Some(stat(path)?), covered)
     }
 
     /// The same for whoever reads the overlay as an image of its own; `file` is the base's host file, where
@@ -190,13 +199,13 @@ impl Binding {
             let why = "a commit in place or a discard of the overlay was interrupted; run it again to finish it";
             return Err(Error::io(name, std::io::Error::new(std::io::ErrorKind::InvalidData, why)));
         }
-        self.compare(disk, name, file.map(facts), &mut |_, _| Ok(()))
+        self.compare(disk, (name, ""), file.map(facts), &mut |_, _| Ok(()))
     }
 
     fn compare(
         &self,
         disk: &dyn BlockDevice,
-        name: &str,
+        (name, hint): (&str, &str),
         file: Option<(u64, i64)>,
         covered: &mut dyn FnMut(u64, &mut [u8]) -> Result<()>,
     ) -> Result<()> {
@@ -218,9 +227,13 @@ impl Binding {
                 "it is not the base that an interrupted commit was writing to: the contents differ".to_owned(),
             );
         }
-        let changed = "it is not this overlay's base, or was changed since the overlay was made: the contents differ";
+        let changed = || {
+            refused(format!(
+                "it is not this overlay's base, or was changed since the overlay was made: the contents differ{hint}"
+            ))
+        };
         if sample(disk, &mut |_, _| Ok(()))? != self.samples {
-            return refused(changed.to_owned());
+            return changed();
         }
         if mtime == self.mtime || disk.size() <= HASHED_WHOLE {
             return Ok(());
@@ -230,9 +243,9 @@ impl Binding {
                 log::info!("{name}: modified since the overlay was made, but the contents are the same");
                 Ok(())
             }
-            Some(_) => refused(changed.to_owned()),
+            Some(_) => changed(),
             None => refused(format!(
-                "it was changed since the overlay was made: it was modified at {}, the base at {}",
+                "it was changed since the overlay was made: it was modified at {}, the base at {}{hint}",
                 date(mtime),
                 date(self.mtime)
             )),

@@ -196,7 +196,7 @@ impl Overlay {
     }
 
     /// Changes a field of the binding in the file, and waits for it.
-    fn set_field(&self, field: u64, value: &[u8]) -> Result<()> {
+    pub(super) fn set_field(&self, field: u64, value: &[u8]) -> Result<()> {
         set_field(self.store.as_ref(), self.binding_at, field, value)
     }
 
