@@ -190,8 +190,10 @@ impl Forest {
                 let planted = self.planted(number)?;
                 planted.enter_tree(&tree)?;
                 let _change = Change(planted);
+                let changed = change(writer, own, number);
+                // Not before: a reader of the flat file who came meanwhile has settled what there was then.
                 planted.unsettled.store(true, Ordering::Release);
-                change(writer, own, number)
+                changed
             }
             Target::Synthetic(_) => Err(Error::ReadOnly),
         }
@@ -482,6 +484,7 @@ mod tests {
         begun: OnceLock<mpsc::SyncSender<()>>,
         go_on: Mutex<Option<mpsc::Receiver<()>>>,
         restless: AtomicU64,
+        settled: AtomicU64,
     }
 
     impl FileSystem for Slow {
@@ -532,6 +535,7 @@ mod tests {
         fn opened(&self, _: NodeId) {}
         fn closed(&self, _: NodeId) {}
         fn flush(&self) -> Result<()> {
+            self.settled.fetch_add(1, Ordering::AcqRel);
             Ok(())
         }
         fn quiesce(&self) -> Result<()> {
@@ -577,6 +581,25 @@ mod tests {
         assert!(matches!(forest.remove(forest.find(b"disk").unwrap(), b"file", false), Err(Error::Busy)));
         assert!(!forest.end_writing(flat, true), "nothing was written");
         forest.remove(forest.find(b"disk").unwrap(), b"file", false).unwrap();
+    }
+
+    #[test]
+    fn what_a_change_leaves_in_memory_settles_though_the_flat_file_was_read_meanwhile() {
+        let (tree, forest, flat, file) = slow();
+        let ((begun, has_begun), (go_on, goes_on)) = (mpsc::sync_channel(1), mpsc::channel());
+        tree.begun.set(begun).unwrap();
+        *lock(&tree.go_on) = Some(goes_on);
+        let changing = forest.clone();
+        let change = std::thread::spawn(move || changing.set_attributes(file, &Changes::default()));
+        has_begun.recv().unwrap();
+        forest.read(flat, &mut [0; 10], 0).unwrap();
+        let before = tree.settled.load(Ordering::Acquire);
+        go_on.send(()).unwrap();
+        change.join().unwrap().unwrap();
+        forest.read(flat, &mut [0; 10], 0).unwrap();
+        assert_eq!(tree.settled.load(Ordering::Acquire), before + 1);
+        forest.read(flat, &mut [0; 10], 0).unwrap();
+        assert_eq!(tree.settled.load(Ordering::Acquire), before + 1, "nothing more is to be settled");
     }
 
     #[test]
