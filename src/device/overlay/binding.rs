@@ -113,9 +113,9 @@ impl Binding {
         let disk = base.disk.as_ref();
         let samples = sample(disk, &mut |_, _| Ok(()))?;
         let full = match disk.size() {
-            0..=HASHED_WHOLE => Some(samples),
+            size if size <= HASHED_WHOLE => Some(samples),
             // What cannot be read in full has no hash.
-            0..=HASHED_AT_FIRST => hash_disk(disk, &mut |_, _| {}).ok(),
+            size if size <= HASHED_AT_FIRST => hash_disk(disk, &mut |_, _| {}).ok(),
             _ => None,
         };
         let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
