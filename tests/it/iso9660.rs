@@ -781,6 +781,12 @@ fn a_record_of_no_length_is_damage_where_others_follow_it() {
     let tree = open_bytes(&bytes);
     assert_eq!(names(tree.as_ref(), tree.root()), (vec!["a".to_owned()], true));
     assert!(matches!(tree.lookup(tree.root(), b"c"), Err(Error::Corrupt { .. })));
+    // The last one of its sector says so itself.
+    let mut bytes = small("");
+    let last = record(&bytes, b"DIR");
+    bytes[last] = 0;
+    let tree = open_bytes(&bytes);
+    assert!(names(tree.as_ref(), tree.root()).1);
     // What a writer had in its memory behind the last record is no record.
     let mut bytes = small("-R");
     let end = root_directory(&bytes) + SECTOR;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use super::map;
 use super::medium::SECTOR;
 use super::node::kind_of;
-use super::record::DirectoryRecord;
+use super::record::{Both, DirectoryRecord};
 use super::rockridge::RockRidge;
 use super::{BAD_SELF, Iso, NAME, NameSpace};
 use crate::bytes::Record;
@@ -319,17 +319,6 @@ impl Iso {
     }
 }
 
-/// Whether what is passed over as the empty end of a sector has a record in it after all. One that says
-/// its numbers twice alike: some writers leave there what was in their memory.
-fn hides_a_record(skipped: &[u8], at: u64) -> bool {
-    let starts = (0..skipped.len()).step_by(2).filter_map(|offset| skipped.get(offset..));
-    let is_record = |bytes: &[u8]| {
-        let record = DirectoryRecord::parse(bytes, at);
-        record.is_ok_and(|record| record.extent.agrees() && record.data_len.agrees() && record.extent.le != 0)
-    };
-    starts.filter(|bytes| bytes.first() != Some(&0)).any(is_record)
-}
-
 /// A walk over the records of one directory.
 struct Scan<'a> {
     iso: &'a Iso,
@@ -349,6 +338,23 @@ impl Scan<'_> {
         }
     }
 
+    /// Whether what is passed over as the empty end of a sector is a record that lost its length, or has one
+    /// in it. Numbers that are said twice alike tell: some writers leave there what was in their memory.
+    fn hides_a_record(&self, skipped: &[u8], at: u64) -> bool {
+        let is_place = |extent: Both| extent.agrees() && extent.le != 0 && self.iso.medium.holds(extent.le, 1);
+        let raw = Record::new(NAME, "directory record", at, skipped);
+        let numbers = (Both::read32(&raw, 2), Both::read32(&raw, 10), raw.u8(32));
+        if matches!(numbers, (Ok(extent), Ok(len), Ok(1..)) if is_place(extent) && len.agrees()) {
+            return true;
+        }
+        let is_record = |bytes: &[u8]| {
+            let record = DirectoryRecord::parse(bytes, at);
+            record.is_ok_and(|record| is_place(record.extent) && record.data_len.agrees())
+        };
+        let mut starts = (2..skipped.len()).step_by(2).filter_map(|offset| skipped.get(offset..));
+        starts.any(|bytes| bytes.first() != Some(&0) && is_record(bytes))
+    }
+
     /// The records of some whole sectors, or of the rest of one.
     fn records(&mut self, buf: &[u8], at: u64, visit: &mut dyn FnMut(&Row) -> ControlFlow<()>) -> ControlFlow<()> {
         let mut offset = 0usize;
@@ -360,7 +366,7 @@ impl Scan<'_> {
             if sector.first() == Some(&0) {
                 let skip = usize::try_from(to_end(self.iso.medium.block_size)).unwrap_or(sector_rest);
                 let skip = skip.clamp(1, sector_rest);
-                if hides_a_record(sector.get(..skip).unwrap_or(sector), here) {
+                if self.hides_a_record(sector.get(..skip).unwrap_or(sector), here) {
                     self.damaged(Error::corrupt(NAME, "directory record (length 0)", here), false);
                 }
                 offset = offset.saturating_add(skip);
