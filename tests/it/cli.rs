@@ -304,7 +304,7 @@ fn cp_takes_times_modes_links_attributes_and_holes() {
 
 /// Needs root, as ordinary users give links no attributes.
 #[test]
-fn cp_takes_the_attributes_of_links_and_pipes_and_says_which_are_left_out() {
+fn cp_takes_the_attributes_of_links_and_pipes_and_says_which_are_left_out_as_root() {
     crate::program::needs_root();
     let scratch = Scratch::new();
     let (folder, image, dest) = (scratch.path("folder"), scratch.path("volume.img"), scratch.path("dest"));
@@ -337,7 +337,7 @@ fn cp_takes_the_attributes_of_links_and_pipes_and_says_which_are_left_out() {
 
 /// Needs root, as the files are root's.
 #[test]
-fn the_access_control_lists_of_discs_are_those_that_xorriso_reads() {
+fn the_access_control_lists_of_discs_are_those_that_xorriso_reads_as_root() {
     crate::program::needs_root();
     let scratch = Scratch::new();
     let (folder, image, dest) = (scratch.path("folder"), scratch.path("disc.iso"), scratch.path("dest"));
