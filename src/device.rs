@@ -22,7 +22,7 @@ pub trait BlockDevice: Send + Sync {
     /// Size in bytes; never changes while the device is open.
     fn size(&self) -> u64;
 
-    /// The unit of every LBA on this device, in bytes: 512, 2,048 or 4,096.
+    /// The unit of every LBA on this device, in bytes: a power of two from 512 to 4,096.
     fn sector_size(&self) -> u32;
 
     /// Fills `buf` from `offset`. Past the end is [`Error::PastEnd`], never zeros.

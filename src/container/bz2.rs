@@ -71,10 +71,7 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     let codec = Box::new(Blocks { file: file.clone(), blocks });
     let units = Units { format: FORMAT.name, codec, borders, places, resident: 8 << 20, checked: true };
     let mut opened = compressed::open(units, &file, companions, options)?;
-    if end < file.size() {
-        let rest = file.size().saturating_sub(end);
-        opened.notes.push(format!("{rest} bytes after the compressed data, from byte {end} on, are left out"));
-    }
+    compressed::note_rest(&mut opened, "compressed data", end, file.size());
     Ok(opened)
 }
 

@@ -44,6 +44,16 @@ pub(super) trait Codec: Send + Sync {
     fn reader(&self, unit: usize) -> Result<Box<dyn Read + Send>>;
 }
 
+/// Says what was left out at the end of a file of `size` bytes, behind `what`, which ends at `end`.
+pub(super) fn note_rest(opened: &mut Opened, what: &str, end: u64, size: u64) {
+    let (bytes, are) = match size.saturating_sub(end) {
+        0 => return,
+        1 => ("1 byte".to_owned(), "is"),
+        rest => (format!("{rest} bytes"), "are"),
+    };
+    opened.notes.push(format!("{bytes} after the {what}, from byte {end} on, {are} left out"));
+}
+
 /// A compressed file, cut where decompression can start.
 pub(super) struct Units {
     /// Name of the format.

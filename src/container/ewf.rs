@@ -23,7 +23,7 @@ mod segment;
 use std::sync::Arc;
 
 use self::chunk::Chunks;
-use self::metadata::Metadata;
+use self::metadata::{Metadata, Notes};
 use self::section::{Section, Walk};
 use self::segment::Segments;
 use super::bad::Damaged;
@@ -107,7 +107,7 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     opened.add("chunk tables", tables);
     opened.add("file size", format!("{file_size} bytes"));
     let digests = metadata.digests();
-    let damage = metadata.notes.iter().find(|note| note.contains("damaged")).cloned();
+    let damage = metadata.notes.damage();
     metadata.describe(volume.sector_size, options.bad_as_zeros, &mut opened);
     opened.checks.push(Check::known("section checksums", "every segment", damage));
     opened.checks.push(Check::walk(
@@ -125,7 +125,7 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
 }
 
 /// Later segments repeat the volume's data; one of another set would repeat another's.
-fn check_set(section: &Section, volume: Option<&Volume>, notes: &mut Vec<String>) {
+fn check_set(section: &Section, volume: Option<&Volume>, notes: &mut Notes) {
     let Some(known) = volume.map(|volume| volume.set).filter(|set| set != &[0; 16]) else { return };
     let data = section.read(1 << 16).unwrap_or_default();
     if data.get(64..80).is_some_and(|here| here != known && here != [0; 16]) {

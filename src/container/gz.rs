@@ -86,7 +86,7 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
         checked: false,
     };
     let mut opened = compressed::open(units, &file, companions, options)?;
-    note_rest(&mut opened, end, file.size());
+    compressed::note_rest(&mut opened, "compressed data", end, file.size());
     let packed = file.clone();
     let walk = Box::new(move || member_faults(&packed, end));
     opened.checks.insert(0, Check::walk("checksums of the compressed data", "every member", walk));
@@ -99,14 +99,6 @@ fn member_faults(file: &Device, end: u64) -> Result<Vec<String>> {
     match io::copy(&mut reader, &mut io::sink()) {
         Ok(_) => Ok(Vec::new()),
         Err(error) => cause(&error).map_or_else(|| Ok(vec![error.to_string()]), Err),
-    }
-}
-
-/// Says what was left out at the end of the file.
-fn note_rest(opened: &mut Opened, end: u64, size: u64) {
-    if end < size {
-        let rest = size.saturating_sub(end);
-        opened.notes.push(format!("{rest} bytes after the compressed data, from byte {end} on, are left out"));
     }
 }
 

@@ -71,16 +71,27 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
 }
 
 /// The child names its parent by identifier only: every image beside it, and in the folders that the
-/// user named, is asked for its own.
+/// user named, is asked for its own. Its contents must be those that the child was made over: the
+/// modification UUID says so, where the child recorded one.
 fn open_parent(header: &Header, companions: &dyn Companions) -> Result<(PathBuf, Opened)> {
+    let mut changed = None;
     // VirtualBox keeps the children in a folder of their own, below the parent's.
     for name in companions.siblings()?.into_iter().chain(companions.allowed()).take(MAX_SIBLINGS) {
         // What cannot be opened or read (a folder, a link, another format) is not the parent.
         let found = companions.open(&name).and_then(|device| Header::read(device.as_ref()));
-        if found.is_ok_and(|found| found.uuid == header.parent_uuid) {
-            let opened = companions.open_disk(&name, Some(FORMAT.name))?;
-            return Ok((name, opened));
+        let Some(found) = found.ok().filter(|found| found.uuid == header.parent_uuid) else { continue };
+        // A copy from before the change may lie beside it.
+        if header.parent_modified != [0; 16] && found.modified != header.parent_modified {
+            changed.get_or_insert((name, found.modified));
+            continue;
         }
+        let opened = companions.open_disk(&name, Some(FORMAT.name))?;
+        return Ok((name, opened));
+    }
+    if let Some((name, modified)) = changed {
+        let shown = printable(name.as_os_str().as_encoded_bytes());
+        let why = format!("its modification UUID is {}, not {}", guid(modified), guid(header.parent_modified));
+        return Err(Error::corrupt(FORMAT.name, format!("the link to the parent {shown} ({why})"), 0));
     }
     let own = printable(companions.own_name().as_encoded_bytes());
     let what = format!(
@@ -120,7 +131,11 @@ struct Header {
     blocks: u64,
     allocated: u32,
     uuid: [u8; 16],
+    /// Another one after each time that the image was written to.
+    modified: [u8; 16],
     parent_uuid: [u8; 16],
+    /// The parent's `modified` when the child was made; zeros when it is not recorded.
+    parent_modified: [u8; 16],
 }
 
 impl Header {
@@ -162,7 +177,9 @@ impl Header {
             blocks: blocks.into(),
             allocated: record.le32(388)?,
             uuid: record.array(392)?,
+            modified: record.array(408)?,
             parent_uuid: record.array(424)?,
+            parent_modified: record.array(440)?,
         })
     }
 }

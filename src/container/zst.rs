@@ -84,10 +84,7 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     if !checked {
         opened.notes.push("some or all frames carry no checksum".to_owned());
     }
-    if end < file.size() {
-        let rest = file.size().saturating_sub(end);
-        opened.notes.push(format!("{rest} bytes after the last frame, from byte {end} on, are left out"));
-    }
+    compressed::note_rest(&mut opened, "last frame", end, file.size());
     Ok(opened)
 }
 

@@ -252,9 +252,11 @@ impl Iso {
         let mut seen = HashSet::from([self.root]);
         let mut queue = VecDeque::from([self.root]);
         let mut visited = 0usize;
-        while let Some(directory) = queue.pop_front().and_then(|node| self.directory(node).ok()) {
+        while let Some(node) = queue.pop_front() {
+            // A directory that cannot be opened or read hides no boot image but its own: their lengths are
+            // then found otherwise.
+            let Ok(directory) = self.directory(node) else { continue };
             let mut nodes = Vec::new();
-            // A directory that cannot be read hides no boot image: its length is then found otherwise.
             let _ = self.scan(directory, 0, &mut |row| {
                 visited = visited.saturating_add(1);
                 nodes.push((row.node, row.kind));

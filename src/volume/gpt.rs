@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Supported: both copies, each with both CRCs; the better one is read, and whatever is wrong with
-//! either is said. Sectors of 512 and 4,096 bytes in any image, as the image of a 4,096-byte disk is
+//! either is said. Sectors of 512 to 4,096 bytes in any image, as the image of a 4,096-byte disk is
 //! a plain file. A GPT whose MBR has no protective row, unless that MBR divides the disk by itself: then
 //! the GPT is what an older use of the disk left behind.
 //! Not supported: the attributes of an entry are not shown.
@@ -32,6 +32,8 @@ const SIGNATURE: &[u8; 8] = b"EFI PART";
 const MAX_ENTRIES: u32 = 16_384;
 const MAX_ENTRY_LEN: u32 = 4096;
 const MAX_ARRAY: u64 = 4 << 20;
+/// Sector sizes that a disk may have had, the commonest first.
+const SECTOR_SIZES: [u32; 4] = [512, 4096, 2048, 1024];
 /// Where the boot sectors and superblocks of file systems on a whole disk are; the last is that of btrfs.
 const BLANK: usize = 68 << 10;
 
@@ -130,10 +132,9 @@ impl Disk {
         }
         let protected_end = mbr.as_ref().and_then(mbr::Record::protected_end);
         let mut best: Option<Self> = None;
-        for (index, sector_size) in [device.sector_size(), 512, 4096].into_iter().enumerate() {
-            if !matches!(sector_size, 512..=4096) || (index > 0 && sector_size == device.sector_size()) {
-                continue;
-            }
+        let own = Some(device.sector_size()).filter(|own| matches!(own, 512..=4096));
+        let others = SECTOR_SIZES.into_iter().filter(|&other| Some(other) != own);
+        for sector_size in own.into_iter().chain(others) {
             let disk = Self::at_sector_size(device, sector_size, protected_end, notes.clone());
             if best.as_ref().is_none_or(|best| best.trust() < disk.trust()) {
                 best = Some(disk);

@@ -12,16 +12,23 @@
 //!     E+0: record { logical volume (from this record), next record (from E) } -> E+n: record ...
 //! ```
 //!
+//! The rows count the disk's sectors, and no field says how large those are. The image of a disk of
+//! 4,096-byte sectors is a plain file, which says 512: then what lies where the rows point decides (see
+//! `unit`).
+//!
 //! Supported: primary and logical volumes, several extended partitions, the disk signature, tables
 //! inside a row (BSD disklabels, Solaris, Minix; see `inner`).
 //! Not supported: UnixWare's tables inside a row, and dynamic disks (LDM).
 
 mod inner;
+mod unit;
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::{Entry, Table, VolumeSystem, byte_range, note};
 use crate::bytes::{self, Evidence};
+use crate::device::window::Window;
 use crate::device::{BlockDevice, Device, probe_array, read_array};
 use crate::error::{Error, Result};
 
@@ -46,6 +53,11 @@ fn probe(device: &dyn BlockDevice) -> Result<bool> {
 
 fn table(device: &Device) -> Result<Table> {
     let record = Record::find(device.as_ref())?.ok_or(Error::corrupt("mbr", "boot record", 0))?;
+    let counted = unit::counted(device.as_ref(), &record.rows);
+    let device: &Device = &match counted {
+        None => device.clone(),
+        Some(unit) => Arc::new(Window::new(device.clone(), 0, device.size())?.with_sector_size(unit)),
+    };
     let mut table = Table {
         sector_size: device.sector_size(),
         uuid: record.disk_signature.map(|signature| format!("{signature:08x}")),
@@ -58,6 +70,11 @@ fn table(device: &Device) -> Result<Table> {
     };
     if record.file_system {
         note(&mut table.notes, "sector 0 is also the boot sector of a file system".to_owned());
+    }
+    if let Some(unit) = counted {
+        let text =
+            format!("the rows count sectors of {unit} bytes: what they name begins there, and not at those of 512");
+        note(&mut table.notes, text);
     }
     if record.is_protective() {
         note(&mut table.notes, "the MBR is protective, but there is no GPT".to_owned());
@@ -310,7 +327,6 @@ impl Logical<'_> {
 mod tests {
     use super::*;
     use crate::device::memory::Memory;
-    use std::sync::Arc;
 
     /// A disk of 2 MiB whose sector 0 has these rows: status, type, first sector, sectors.
     fn disk(rows: &[(u8, u8, u32, u32)], change: impl FnOnce(&mut [u8])) -> Device {

@@ -903,6 +903,74 @@ fn a_parallels_bundle_lays_its_images_over_each_other() {
     assert!(refusal(&descriptor).contains("a.hds"));
 }
 
+#[test]
+fn the_parts_of_a_parallels_bundle_must_follow_each_other_on_the_disk() {
+    let scratch = Scratch::new();
+    let bytes = disk(3 * MIB);
+    std::fs::create_dir(scratch.path("d.hdd")).unwrap();
+    for (index, part) in bytes.chunks(MIB as usize).enumerate() {
+        scratch.write(&format!("d.hdd/{index}.hds"), part);
+    }
+    let guid = "{5fbaabe3-6958-40ff-92a7-860e329aab41}";
+    let part = |start: u64, end: u64, index: usize| {
+        format!(
+            "<Storage><Start>{start}</Start><End>{end}</End><Image><GUID>{guid}</GUID><Type>Plain</Type>\
+             <File>{index}.hds</File></Image></Storage>"
+        )
+    };
+    let bundle = |size: u64, parts: &[String], rest: &str| {
+        let text = format!(
+            "<?xml version='1.0'?>\n<Parallels_disk_image Version=\"1.0\"><Disk_Parameters><Disk_size>{size}</Disk_size>\
+             </Disk_Parameters><StorageData>{}</StorageData>{rest}</Parallels_disk_image>",
+            parts.concat()
+        );
+        scratch.write("d.hdd/DiskDescriptor.xml", text.as_bytes())
+    };
+    // In another order than that of the disk.
+    let good = [part(4096, 6144, 2), part(0, 2048, 0), part(2048, 4096, 1)];
+    let opened = assert_image(&bundle(6144, &good, ""), "parallels-bundle", &bytes);
+    assert_eq!(opened.notes, Vec::<String>::new());
+    let opened = assert_image(&bundle(8192, &good, ""), "parallels-bundle", &bytes);
+    assert_eq!(opened.notes, ["the bundle says that its disk has 8192 sectors, its parts have 6144"]);
+    for (parts, said) in [
+        ([part(0, 2048, 0), part(2048, 4000, 1), part(4096, 6144, 2)], "a part starts at sector 4096, not at 4000"),
+        ([part(0, 2048, 0), part(1024, 3072, 1), part(3072, 5120, 2)], "a part starts at sector 1024, not at 2048"),
+        ([part(0, 2048, 0), part(0, 2048, 1), part(2048, 4096, 2)], "a part starts at sector 0, not at 2048"),
+        ([part(1, 2048, 0), part(2048, 4096, 1), part(4096, 6144, 2)], "a part starts at sector 1, not at 0"),
+    ] {
+        let refused = refusal(&bundle(6144, &parts, ""));
+        assert!(refused.contains(said), "{refused}");
+    }
+    let many: Vec<String> = (0..1001).map(|index| part(index, index + 1, 0)).collect();
+    assert!(refusal(&bundle(1001, &many, "")).contains("more than 1000 parts"));
+    let refused = refusal(&bundle(6144, &good, &" ".repeat(MIB as usize)));
+    assert!(refused.contains("more than 1048576 bytes"), "{refused}");
+}
+
+#[test]
+fn the_snapshots_of_a_parallels_bundle_are_not_looked_for_in_all_of_the_text_by_each_image() {
+    let scratch = Scratch::new();
+    std::fs::create_dir(scratch.path("d.hdd")).unwrap();
+    let guid = |step: usize| format!("{{{step:02}}}");
+    let mut text = format!("<?xml version='1.0'?>\n<Parallels_disk_image ><TopGUID>{}</TopGUID>", guid(0));
+    for start in 0..1000 {
+        // What the last part lies over is missing: nothing is opened.
+        let images = (0..if start == 999 { 19 } else { 20 }).map(guid);
+        let images: String = images.map(|guid| format!("<Image><GUID>{guid}</GUID></Image>")).collect();
+        text += &format!("<Storage><Start>{start}</Start><End>{}</End>{images}</Storage>", start + 1);
+    }
+    text += &" ".repeat(MIB as usize - 8192 - text.len());
+    for step in 0..20 {
+        let parent = if step == 19 { "{00000000-0000-0000-0000-000000000000}".to_owned() } else { guid(step + 1) };
+        text += &format!("<Shot><GUID>{}</GUID><ParentGUID>{parent}</ParentGUID></Shot>", guid(step));
+    }
+    let descriptor = scratch.write("d.hdd/DiskDescriptor.xml", (text + "</Parallels_disk_image>").as_bytes());
+    let started = std::time::Instant::now();
+    let said = refusal(&descriptor);
+    assert!(said.contains("there is no image {19}"), "{said}");
+    assert!(started.elapsed() < std::time::Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
 /// Images whose truth was taken with a tool that is wrong about them: path, right hash, reason.
 const CORPUS_EXCEPTIONS: [(&str, &str); 1] = [(
     // libvhdi 20210425 reads zeros from sector 186, whose bit in the bitmap is 0: the parent has it.

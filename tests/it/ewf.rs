@@ -228,6 +228,40 @@ fn a_damaged_table_is_read_from_its_copy() {
 }
 
 #[test]
+fn damage_in_thousands_of_sections_does_not_make_pages_of_notes() {
+    let scratch = Scratch::new();
+    let bytes = disk(MIB);
+    scratch.write("d.raw", &bytes);
+    let path = acquire(&scratch, "many", "-f encase6 -c fast");
+    let mut image = std::fs::read(&path).unwrap();
+    image.truncate(sections(&image, "done")[0] - 76);
+    // Sections whose data are zeros; the sum of those would be 1.
+    let mut section = |kind: &str, len: usize, next: usize| {
+        let mut descriptor = vec![0; 72];
+        descriptor[..kind.len()].copy_from_slice(kind.as_bytes());
+        descriptor[16..24].copy_from_slice(&((image.len() + next) as u64).to_le_bytes());
+        descriptor[24..32].copy_from_slice(&((76 + len) as u64).to_le_bytes());
+        let (a, b) = descriptor.iter().fold((1, 0), |(a, b), &byte| {
+            let a = (a + u32::from(byte)) % 65_521;
+            (a, (a + b) % 65_521)
+        });
+        image.extend_from_slice(&descriptor);
+        image.extend_from_slice(&(a | b << 16).to_le_bytes());
+        image.resize(image.len() + len, 0);
+    };
+    for _ in 0..5000 {
+        section("hash", 36, 76 + 36);
+    }
+    section("done", 0, 0);
+    std::fs::write(&path, &image).unwrap();
+    let opened = open(&path, &scratch.options()).unwrap();
+    assert_steps("many", opened.disk.as_ref(), &bytes, MIB);
+    let damaged = opened.notes.iter().filter(|note| note.contains("hash")).count();
+    assert_eq!((damaged, opened.notes.len()), (100, 101), "{:?}", &opened.notes[..3]);
+    assert_eq!(opened.notes[100], "there are more notes like these");
+}
+
+#[test]
 fn a_cut_set_shows_what_is_there_and_notes_the_rest() {
     let scratch = Scratch::new();
     let bytes = disk(10 * MIB);

@@ -943,6 +943,64 @@ for i in range(20):
     assert!(notes.contains("fast commits"), "{notes}");
 }
 
+#[test]
+fn a_journal_that_is_longer_than_what_is_looked_at_is_said() {
+    use std::os::unix::fs::FileExt;
+
+    let scratch = Scratch::new("j-long");
+    let image = scratch.path("image");
+    let shown = image.display();
+    sh(&format!(
+        "truncate -s 2400M {shown}; mke2fs -q -F -t ext4 -b 1024 -G 1024 -J size=1100 \
+            -O ^metadata_csum,^64bit,^resize_inode -E lazy_journal_init=1,lazy_itable_init=1 {shown}
+        debugfs -w -R 'feature needs_recovery' {shown} >&2"
+    ));
+    // Bytes of the image at which blocks of the journal lie.
+    let places = |blocks: &mut dyn Iterator<Item = u32>| -> Vec<u64> {
+        let script: Vec<String> = blocks.map(|block| format!("bmap <8> {block}\n")).collect();
+        std::fs::write(scratch.path("script"), script.concat()).unwrap();
+        let said = sh(&format!("debugfs -f {} {shown} 2>/dev/null", scratch.path("script").display()));
+        let said = String::from_utf8(said).unwrap();
+        let places: Vec<u64> =
+            said.lines().filter_map(|line| line.trim().parse::<u64>().ok()).map(|block| block * 1024).collect();
+        assert_eq!(places.len(), script.len());
+        places
+    };
+    let first = places(&mut (0..2));
+    let file = std::fs::File::options().read(true).write(true).open(&image).unwrap();
+    let mut superblock = vec![0; 1024];
+    file.read_exact_at(&mut superblock, first[0]).unwrap();
+    let number = |at: usize| u32::from_be_bytes(superblock[at..at + 4].try_into().unwrap());
+    let (blocks, sequence) = (number(16), number(24));
+    assert_eq!((number(0), blocks), (0xc03b_3998, 1100 * 1024));
+    // One commit, then a transaction that fills the ring: descriptors of as many tags as there is room for.
+    let head = |kind: u32, sequence: u32| -> Vec<u8> {
+        [0xc03b_3998, kind, sequence].into_iter().flat_map(u32::to_be_bytes).collect()
+    };
+    let mut descriptor = head(1, sequence + 1);
+    for tag in 0..124u32 {
+        // Of 8 bytes; the first one is followed by a UUID, the last one is marked.
+        let flags = [(0, 0u32), (123, 2 | 8)].into_iter().find(|(at, _)| *at == tag).map_or(2, |(_, flags)| flags);
+        descriptor.extend([9000 + tag, flags].into_iter().flat_map(u32::to_be_bytes));
+        descriptor.resize(descriptor.len() + if tag == 0 { 16 } else { 0 }, 0);
+    }
+    descriptor.resize(1024, 0);
+    file.write_all_at(&head(2, sequence), first[1]).unwrap();
+    for place in places(&mut (2..blocks - 1).step_by(125)) {
+        file.write_all_at(&descriptor, place).unwrap();
+    }
+    superblock[28..32].copy_from_slice(&1u32.to_be_bytes());
+    file.write_all_at(&superblock, first[0]).unwrap();
+    let notes = open_image(&image, false).summary().notes;
+    let said = format!(
+        "the journal has {} blocks, of which {} were looked at: later changes may be missing",
+        blocks - 1,
+        1 << 20
+    );
+    assert!(notes.contains(&said), "{notes:?}");
+    assert!(notes.contains(&"journal replayed in memory: 1 transactions, 0 blocks".to_owned()), "{notes:?}");
+}
+
 /// Transactions that debugfs writes, one of which revokes: compared with e2fsck's replay.
 #[test]
 fn a_journal_with_csum_v2_and_revokes_is_replayed_as_by_e2fsck() {

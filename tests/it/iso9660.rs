@@ -554,6 +554,32 @@ fn a_hidden_boot_image_has_the_length_that_its_boot_information_table_says() {
 }
 
 #[test]
+fn a_directory_that_cannot_be_opened_does_not_hide_the_length_of_a_boot_image_in_another() {
+    let folder = Folder::new();
+    // Both lie too deep for ISO 9660 and are moved; their records lead to where.
+    run(
+        &folder,
+        "coreutils",
+        "mkdir -p source/a/b/c/d/e/f/g/h source/a/b/c/d/e/f/g/z; touch source/a/b/c/d/e/f/g/h/file",
+    );
+    let make = "seq 1 30000 | head -c 100000 > source/boot.img; ln source/boot.img source/a/b/c/d/e/f/g/z/plain.img
+        genisoimage -quiet -R -cache-inodes -o image.iso -b boot.img -hide boot.img -no-emul-boot \
+            -boot-load-size 4 -c boot.cat source";
+    run(&folder, "genisoimage", make);
+    let mut bytes = fs::read(folder.join("image.iso")).unwrap();
+    assert_eq!(open_bytes(&bytes).embedded().iter().map(|image| image.len).collect::<Vec<_>>(), [100_000]);
+    // The first of the two leads to where no directory is.
+    let link = find(&bytes, b"CL\x0c\x01");
+    bytes[link + 4..link + 12].fill(0);
+    let tree = open_bytes(&bytes);
+    let names = ["a", "b", "c", "d", "e", "f", "g"];
+    let parent = names.iter().fold(tree.root(), |dir, name| tree.lookup(dir, name.as_bytes()).unwrap().unwrap());
+    let broken = tree.lookup(parent, b"h").unwrap().unwrap();
+    assert!(matches!(tree.attributes(broken), Err(Error::Corrupt { .. })));
+    assert_eq!(tree.embedded().iter().map(|image| image.len).collect::<Vec<_>>(), [100_000]);
+}
+
+#[test]
 fn a_load_size_that_lies_beyond_the_image_is_cut_and_said() {
     let folder = Folder::new();
     run(&folder, "coreutils", "mkdir source; seq 1 30000 | head -c 100000 > source/plain.img");

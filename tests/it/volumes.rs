@@ -285,6 +285,88 @@ fn the_image_of_a_4096_byte_disk_is_addressed_in_its_own_sectors() {
     assert_eq!(scan.volumes[0].device.sector_size(), 4096);
 }
 
+#[test]
+fn a_gpt_in_sectors_of_1024_or_2048_bytes_is_read_as_fdisk_reads_it() {
+    for sector in [1024u64, 2048] {
+        let image = Image::new(32 * MIB);
+        let size = sector.to_string();
+        run("fdisk", "fdisk", &["-b", &size, image.path()], &format!("g\nn\n1\n{}\n+8M\nw\n", 2 * MIB / sector));
+        let scan = image.scan();
+        assert_eq!((scan.system, u64::from(scan.table.sector_size)), ("gpt", sector));
+        assert_eq!(scan.table.notes, Vec::<String>::new());
+        assert_eq!(ranges(&scan), fdisk_ranges(&image, sector));
+        assert_eq!(ranges(&scan), [(1, 2 * MIB, 8 * MIB)]);
+    }
+}
+
+/// The rows that `fdisk -b` lists: slot, first byte, length.
+fn fdisk_ranges(image: &Image, sector: u64) -> Vec<(u32, u64, u64)> {
+    let listed =
+        run("fdisk", "fdisk", &["-b", &sector.to_string(), "-o", "Device,Start,Sectors", "-l", image.path()], "");
+    let row = |line: &str| {
+        let line = line.strip_prefix(image.path())?;
+        let mut numbers = line.split_whitespace().map(|number| number.parse::<u64>().unwrap());
+        let slot = numbers.next()? as u32;
+        Some((slot, numbers.next()? * sector, numbers.next()? * sector))
+    };
+    listed.lines().filter_map(row).collect()
+}
+
+#[test]
+fn an_mbr_in_larger_sectors_is_read_in_them_where_its_volumes_show_it() {
+    for (sector, name) in [(4096u64, "4096"), (2048, "2048")] {
+        let image = Image::new(64 * MIB);
+        let at = |mib: u64| mib * MIB / sector;
+        // A primary of 8 MiB, and an extended one with a logical one in it.
+        let rows = format!(
+            "o\nn\np\n1\n{}\n{}\nn\ne\n2\n{}\n{}\nn\nl\n{}\n{}\nw\n",
+            at(4),
+            at(12) - 1,
+            at(16),
+            at(48) - 1,
+            at(20),
+            at(28) - 1,
+        );
+        run("fdisk", "fdisk", &["-b", name, image.path()], &rows);
+        // A row that is blank everywhere shows nothing, a chain's record does.
+        let expected = [(1, 4 * MIB, 8 * MIB), (2, 16 * MIB, 32 * MIB), (5, 20 * MIB, 8 * MIB)];
+        assert_eq!(fdisk_ranges(&image, sector), expected);
+        let said =
+            format!("the rows count sectors of {sector} bytes: what they name begins there, and not at those of 512");
+        let assert_read = || {
+            let scan = image.scan();
+            assert_eq!((scan.system, ranges(&scan)), ("mbr", expected.to_vec()));
+            assert_eq!(
+                (u64::from(scan.table.sector_size), scan.table.notes.as_slice()),
+                (sector, [said.clone()].as_slice())
+            );
+            assert_eq!(u64::from(scan.volumes[0].device.sector_size()), sector);
+        };
+        assert_read();
+        let ext = Image::new(8 * MIB);
+        run("mke2fs", "e2fsprogs", &["-q", "-F", ext.path()], "");
+        image.write(&ext.bytes(), 4 * MIB);
+        assert_read();
+        // What begins where sectors of 512 bytes have it decides for them.
+        image.write(b"XFSB", at(4) * 512);
+        let scan = image.scan();
+        assert_eq!((scan.table.sector_size, ranges(&scan)[0]), (512, (1, at(4) * 512, at(8) * 512)));
+    }
+}
+
+#[test]
+fn rows_that_show_nothing_in_any_sectors_count_those_of_512() {
+    let scan = Image::sfdisk(64 * MIB, "label: dos\n1 : start=2048, size=2048, type=83\n").scan();
+    assert_eq!((scan.table.sector_size, ranges(&scan)), (512, vec![(1, MIB, MIB)]));
+    assert_eq!(scan.table.notes, Vec::<String>::new());
+    // Eight times the start of the first row is that of the second.
+    let script = "label: dos\n1 : start=2048, size=2048, type=83\n2 : start=16384, size=2048, type=83\n";
+    let image = Image::sfdisk(128 * MIB, script);
+    image.write(b"XFSB", 8 * MIB);
+    let scan = image.scan();
+    assert_eq!((scan.table.sector_size, ranges(&scan)), (512, vec![(1, MIB, MIB), (2, 8 * MIB, MIB)]));
+}
+
 /// An image with a GPT of three rows, as every test of damage starts with. Made once, as sgdisk waits a
 /// second for a kernel that does not care.
 fn gpt() -> Image {

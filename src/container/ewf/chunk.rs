@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::super::unpack::inflate_whole;
+use super::metadata::Notes;
 use super::section::{Section, adler32};
 use super::{FORMAT, Volume};
 use crate::bytes::Record;
@@ -51,7 +52,7 @@ impl Builder {
     }
 
     /// A `table`, or the `table2` that repeats the one before it.
-    pub(super) fn add(&mut self, section: &Section, notes: &mut Vec<String>) {
+    pub(super) fn add(&mut self, section: &Section, notes: &mut Notes) {
         let header = match Header::read(section) {
             Ok(header) => header,
             Err(error) => {
@@ -87,7 +88,7 @@ impl Builder {
         self.chunks = self.chunks.saturating_add(header.count);
     }
 
-    pub(super) fn finish(self, volume: &Volume, notes: &mut Vec<String>) -> Result<Chunks> {
+    pub(super) fn finish(self, volume: &Volume, notes: &mut Notes) -> Result<Chunks> {
         let size = volume.size().ok_or(Error::Invalid)?;
         let needed = size.div_ceil(volume.chunk_size().max(1));
         if self.chunks < needed {

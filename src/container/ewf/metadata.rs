@@ -1,5 +1,6 @@
 //! What an examiner wrote, and what was found when the evidence was acquired.
 
+use std::cmp::Ordering;
 use std::io::Read;
 
 use flate2::read::ZlibDecoder;
@@ -16,7 +17,7 @@ use super::FORMAT;
 
 /// A packed header with all its fields full is a few hundred KiB.
 const MAX_HEADER: u64 = 4 << 20;
-/// Ranges of errors that are listed one by one.
+/// Ranges of errors, and notes, that are listed one by one.
 const LISTED: usize = 100;
 
 /// Facts by section, as they come.
@@ -28,7 +29,32 @@ pub(super) struct Metadata {
     sha1: Option<String>,
     /// First sector, number of sectors.
     errors: Vec<(u64, u64)>,
-    pub(super) notes: Vec<String>,
+    pub(super) notes: Notes,
+}
+
+/// What an examiner should know. Bounded: a hostile file has damage in each of its sections.
+#[derive(Default)]
+pub(super) struct Notes {
+    list: Vec<String>,
+    /// The first one that is about damage.
+    damage: Option<String>,
+}
+
+impl Notes {
+    pub(super) fn push(&mut self, note: String) {
+        if self.damage.is_none() && note.contains("damaged") {
+            self.damage = Some(note.clone());
+        }
+        match self.list.len().cmp(&LISTED) {
+            Ordering::Less => self.list.push(note),
+            Ordering::Equal => self.list.push("there are more notes like these".to_owned()),
+            Ordering::Greater => {}
+        }
+    }
+
+    pub(super) fn damage(&self) -> Option<String> {
+        self.damage.clone()
+    }
 }
 
 impl Metadata {
@@ -145,7 +171,7 @@ impl Metadata {
         if let Some(sha1) = self.sha1 {
             opened.add("stored SHA-1", sha1);
         }
-        opened.notes.extend(self.notes);
+        opened.notes.extend(self.notes.list);
         let unit = u64::from(sector_size);
         for (first, count) in self.errors.iter().take(LISTED) {
             opened.add("unread when acquired", format!("{count} sectors from sector {first}"));

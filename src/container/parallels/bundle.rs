@@ -11,6 +11,7 @@
 //! Supported: bundles in one part or several, snapshots (a snapshot's GUID as the name).
 //! Not supported: encryption.
 
+use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
@@ -41,8 +42,10 @@ fn probe(device: &dyn BlockDevice, _: &dyn Companions) -> Result<bool> {
 }
 
 fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<Opened> {
-    let corrupt = |what: &'static str| Error::corrupt(FORMAT.name, what, 0);
-    let len = usize::try_from(file.size().min(MAX_LEN)).map_err(|_| Error::Invalid)?;
+    if file.size() > MAX_LEN {
+        return Err(Error::unsupported(FORMAT.name, format!("a DiskDescriptor.xml of more than {MAX_LEN} bytes")));
+    }
+    let len = usize::try_from(file.size()).map_err(|_| Error::Invalid)?;
     let bytes = read_vec(file.as_ref(), 0, len)?;
     let text = std::str::from_utf8(&bytes).map_err(|_| corrupt("DiskDescriptor.xml (text)"))?;
     if elements(text, "Engine").any(|engine| !engine.is_empty() && engine != NO_GUID) {
@@ -50,26 +53,23 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     }
     let recorded_top = elements(text, "TopGUID").next().unwrap_or(DEFAULT_TOP);
     let top = options.snapshot.as_deref().unwrap_or(recorded_top);
+    let parts = Part::all(text, top)?;
+    let Some(end) = parts.last().map(|part| part.end) else {
+        return Err(corrupt("DiskDescriptor.xml (Storage)"));
+    };
     let mut opened = Opened::new(FORMAT.name, file.clone());
-    let mut parts = Vec::new();
-    for storage in elements(text, "Storage").take(MAX_PARTS) {
-        let sectors = |tag| elements(storage, tag).next().and_then(|n| n.parse::<u64>().ok());
-        let (Some(start), Some(end)) = (sectors("Start"), sectors("End")) else {
-            return Err(corrupt("DiskDescriptor.xml (Start, End)"));
-        };
-        let size = end.checked_sub(start).and_then(|n| n.checked_mul(SECTOR));
-        let size = size.ok_or_else(|| corrupt("DiskDescriptor.xml (Start, End)"))?;
-        let disk = open_chain(&chain(text, storage, top)?, companions, options, &mut opened)?;
-        let len = size.min(disk.size());
-        if len < size {
+    if let Some(size) = number(text, "Disk_size").filter(|&size| size != end) {
+        opened.notes.push(format!("the bundle says that its disk has {size} sectors, its parts have {end}"));
+    }
+    let mut windows = Vec::new();
+    for part in parts {
+        let disk = open_chain(&part.images, companions, options, &mut opened)?;
+        if part.len > disk.size() {
             return Err(corrupt("image (shorter than its part of the disk)"));
         }
-        parts.push(Arc::new(Window::new(disk, 0, len)?) as Device);
+        windows.push(Arc::new(Window::new(disk, 0, part.len)?) as Device);
     }
-    if parts.is_empty() {
-        return Err(corrupt("DiskDescriptor.xml (Storage)"));
-    }
-    opened.disk = Arc::new(Concat::new(parts, 512)?);
+    opened.disk = Arc::new(Concat::new(windows, 512)?);
     opened.facts.insert(0, ("virtual size", format!("{} bytes", opened.disk.size())));
     for shot in elements(text, "Shot").take(100) {
         opened.add("snapshot", printable(elements(shot, "GUID").next().unwrap_or_default().as_bytes()));
@@ -78,6 +78,55 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
         opened.notes.push(format!("this is the disk as it was in the snapshot {}", printable(shown.as_bytes())));
     }
     Ok(opened)
+}
+
+fn corrupt(what: &'static str) -> Error {
+    Error::corrupt(FORMAT.name, what, 0)
+}
+
+/// A part of the disk, in sectors.
+struct Part<'a> {
+    start: u64,
+    /// Sector behind the last.
+    end: u64,
+    /// In bytes.
+    len: u64,
+    /// Type and file of its images, the newest first.
+    images: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> Part<'a> {
+    /// All of them, in the order in which they lie on the disk, with no room between them.
+    fn all(text: &'a str, top: &'a str) -> Result<Vec<Self>> {
+        let storages: Vec<&str> = elements(text, "Storage").take(MAX_PARTS.saturating_add(1)).collect();
+        if storages.len() > MAX_PARTS {
+            return Err(Error::unsupported(FORMAT.name, format!("more than {MAX_PARTS} parts")));
+        }
+        let parents = parents(text);
+        let part = |storage| Self::parse(storage, &parents, top);
+        let mut parts = storages.into_iter().map(part).collect::<Result<Vec<_>>>()?;
+        parts.sort_by_key(|part| part.start);
+        let mut reached = 0;
+        for part in &parts {
+            if part.start != reached {
+                let what = format!("DiskDescriptor.xml (a part starts at sector {}, not at {reached})", part.start);
+                return Err(Error::corrupt(FORMAT.name, what, 0));
+            }
+            reached = part.end;
+        }
+        Ok(parts)
+    }
+
+    fn parse(storage: &'a str, parents: &HashMap<&str, &'a str>, top: &'a str) -> Result<Self> {
+        let borders = number(storage, "Start").zip(number(storage, "End"));
+        let borders = borders.and_then(|(start, end)| Some((start, end, end.checked_sub(start)?.checked_mul(SECTOR)?)));
+        let (start, end, len) = borders.ok_or_else(|| corrupt("DiskDescriptor.xml (Start, End)"))?;
+        Ok(Self { start, end, len, images: chain(parents, storage, top)? })
+    }
+}
+
+fn number(text: &str, name: &str) -> Option<u64> {
+    elements(text, name).next()?.parse().ok()
 }
 
 /// What stands between each `<name>` and the next `</name>`. The text has no attributes that matter
@@ -93,13 +142,30 @@ fn elements<'a>(text: &'a str, name: &str) -> impl Iterator<Item = &'a str> {
     })
 }
 
+/// What each snapshot lies over, by GUID; the first one of a GUID counts. Read once, as each image of
+/// each part asks for it.
+fn parents(text: &str) -> HashMap<&str, &str> {
+    let mut parents = HashMap::new();
+    for shot in elements(text, "Shot") {
+        if let Some(guid) = elements(shot, "GUID").next() {
+            parents.entry(guid).or_insert_with(|| elements(shot, "ParentGUID").next().unwrap_or(NO_GUID));
+        }
+    }
+    parents
+}
+
 /// Type and file of the images of one part, the newest first.
-fn chain<'a>(text: &'a str, storage: &'a str, top: &'a str) -> Result<Vec<(&'a str, &'a str)>> {
+fn chain<'a>(parents: &HashMap<&str, &'a str>, storage: &'a str, top: &'a str) -> Result<Vec<(&'a str, &'a str)>> {
+    let mut images = HashMap::new();
+    for image in elements(storage, "Image") {
+        if let Some(guid) = elements(image, "GUID").next() {
+            images.entry(guid).or_insert(image);
+        }
+    }
     let mut found = Vec::new();
     let mut guid = top;
     while guid != NO_GUID {
-        let image = elements(storage, "Image").find(|image| elements(image, "GUID").next() == Some(guid));
-        let image = image.ok_or_else(|| {
+        let image = images.get(guid).ok_or_else(|| {
             let what = format!("parallels-bundle: there is no image {}", printable(guid.as_bytes()));
             Error::io(what, ErrorKind::NotFound.into())
         })?;
@@ -108,8 +174,7 @@ fn chain<'a>(text: &'a str, storage: &'a str, top: &'a str) -> Result<Vec<(&'a s
         if found.len() > MAX_CHAIN {
             return Err(Error::unsupported(FORMAT.name, format!("more than {MAX_CHAIN} images over each other")));
         }
-        let shot = elements(text, "Shot").find(|shot| elements(shot, "GUID").next() == Some(guid));
-        guid = shot.and_then(|shot| elements(shot, "ParentGUID").next()).unwrap_or(NO_GUID);
+        guid = parents.get(guid).copied().unwrap_or(NO_GUID);
     }
     Ok(found)
 }

@@ -221,8 +221,9 @@ impl<'a> Log<'a> {
         // The ring is walked once, and has no more blocks than the device.
         let blocks = self.ext.disk.size().checked_div(self.ext.superblock.block_size.into()).unwrap_or(0);
         let blocks = u32::try_from(blocks).unwrap_or(u32::MAX).min(MOST_BLOCKS);
-        let mut budget =
-            Budget { blocks: self.end.saturating_sub(self.first).min(blocks), revocations: MOST_REVOCATIONS };
+        let ring = self.end.saturating_sub(self.first);
+        let looked_at = ring.min(blocks);
+        let mut budget = Budget { blocks: looked_at, revocations: MOST_REVOCATIONS };
         while block != 0 {
             match self.transaction(block, number, &mut budget) {
                 Ok(Some((transaction, next))) => {
@@ -253,6 +254,11 @@ impl<'a> Log<'a> {
         let mut copies: Vec<Copy> = newest.into_values().map(|(_, copy)| copy).collect();
         copies.sort_unstable_by_key(|copy| copy.block);
         notes.push(format!("journal replayed in memory: {count} transactions, {} blocks", copies.len()));
+        if budget.blocks == 0 && looked_at < ring {
+            notes.push(format!(
+                "the journal has {ring} blocks, of which {looked_at} were looked at: later changes may be missing"
+            ));
+        }
         if self.has_fast_commits(number) {
             notes
                 .push("the journal holds fast commits, which were not replayed: the latest changes are missing".into());

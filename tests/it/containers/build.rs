@@ -223,8 +223,11 @@ pub fn vdi_child(parent: &[u8], id: u8, disk: &[u8], changes: &[Change]) -> Vec<
     let blocks = disk.len().div_ceil(BLOCK);
     let mut header = parent[..512].to_vec();
     put(&mut header, 76, &4u32.to_le_bytes());
+    // Image, modification, parent, modification of the parent.
     put(&mut header, 392, &[id; 16]);
+    put(&mut header, 408, &[!id; 16]);
     put(&mut header, 424, &parent[392..408]);
+    put(&mut header, 440, &parent[408..424]);
     put(&mut header, 340, &512u32.to_le_bytes());
     put(&mut header, 344, &(BLOCK as u32).to_le_bytes());
     let mut out = header;

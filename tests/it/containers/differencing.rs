@@ -68,3 +68,33 @@ fn a_differencing_vdi_finds_its_parent_by_identifier() {
     scratch.sh(PACKAGES, "rm 'any other name.bin'");
     assert!(refusal(&scratch.path("child")).contains("no file in its folder is its parent"));
 }
+
+#[test]
+fn a_vdi_whose_parent_was_changed_since_is_refused() {
+    let scratch = Scratch::new();
+    let bytes = disk(2 * MIB);
+    scratch.write("base.raw", &bytes);
+    scratch.sh(PACKAGES, "qemu-img convert -f raw -O vdi base.raw Parent");
+    let parent = std::fs::read(scratch.path("Parent")).unwrap();
+    let changes = [change(3, 5, 9)];
+    let mut child = vdi_child(&parent, 7, &bytes, &changes);
+    let at = scratch.write("child", &child);
+    let mut other = parent.clone();
+    other[408..424].fill(0x11);
+    let other_at = scratch.write("Parent", &other);
+    let said = refusal(&at);
+    let expected =
+        "vdi: the link to the parent Parent (its modification UUID is 11111111-1111-1111-1111-111111111111, not ";
+    assert!(said.contains(expected), "{said}");
+    // A copy from before the change is the parent, under any name and whichever comes first.
+    for copy in ["A copy", "Z copy"] {
+        let copy = scratch.write(copy, &parent);
+        assert_image(&at, "vdi", &changed(&bytes, &changes));
+        std::fs::remove_file(copy).unwrap();
+    }
+    // A child that recorded none is opened over what has the identifier.
+    child[440..456].fill(0);
+    scratch.write("child", &child);
+    assert_image(&at, "vdi", &changed(&bytes, &changes));
+    assert_eq!(std::fs::read(other_at).unwrap(), other);
+}
