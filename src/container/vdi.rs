@@ -50,7 +50,7 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
         block_extra: header.block_extra,
         size: header.size,
     };
-    let below = parent.as_ref().map(|(_, parent)| parent.disk.clone());
+    let below = parent.as_ref().map(|(_, parent, _)| parent.disk.clone());
     let disk = Arc::new(Mapped::new(Arc::new(blocks), file, below, 512, options.cache_size));
     let mut opened = Opened::new(FORMAT.name, disk);
     opened.add("type", header.kind.name());
@@ -63,17 +63,19 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
         opened.add("comment", printable(&header.comment));
     }
     opened.add("UUID", guid(header.uuid));
-    if let Some((name, parent)) = &parent {
+    if let Some((name, parent, note)) = parent {
         opened.add("parent UUID", guid(header.parent_uuid));
-        opened.add_parent(name, parent);
+        opened.add_parent(&name, &parent);
+        opened.notes.extend(note);
     }
     Ok(opened)
 }
 
 /// The child names its parent by identifier only: every image beside it, and in the folders that the
-/// user named, is asked for its own. Its contents must be those that the child was made over: the
-/// modification UUID says so, where the child recorded one.
-fn open_parent(header: &Header, companions: &dyn Companions) -> Result<(PathBuf, Opened)> {
+/// user named, is asked for its own. One with the contents that the child was made over is preferred: its
+/// modification UUID says so, where the child recorded one. VirtualBox itself does not compare them, and
+/// leaves them apart when it merges a snapshot into the parent, so that another one is no damage.
+fn open_parent(header: &Header, companions: &dyn Companions) -> Result<(PathBuf, Opened, Option<String>)> {
     let mut changed = None;
     // VirtualBox keeps the children in a folder of their own, below the parent's.
     for name in companions.siblings()?.into_iter().chain(companions.allowed()).take(MAX_SIBLINGS) {
@@ -86,12 +88,18 @@ fn open_parent(header: &Header, companions: &dyn Companions) -> Result<(PathBuf,
             continue;
         }
         let opened = companions.open_disk(&name, Some(FORMAT.name))?;
-        return Ok((name, opened));
+        return Ok((name, opened, None));
     }
     if let Some((name, modified)) = changed {
-        let shown = printable(name.as_os_str().as_encoded_bytes());
-        let why = format!("its modification UUID is {}, not {}", guid(modified), guid(header.parent_modified));
-        return Err(Error::corrupt(FORMAT.name, format!("the link to the parent {shown} ({why})"), 0));
+        let note = format!(
+            "the parent {} was written to since this image was made over it (its modification UUID is {}, not {}): \
+             right after a snapshot was merged into it, a mixture of two disks otherwise",
+            printable(name.as_os_str().as_encoded_bytes()),
+            guid(modified),
+            guid(header.parent_modified)
+        );
+        let opened = companions.open_disk(&name, Some(FORMAT.name))?;
+        return Ok((name, opened, Some(note)));
     }
     let own = printable(companions.own_name().as_encoded_bytes());
     let what = format!(
