@@ -18,7 +18,8 @@ def main():
     words = parser.parse_args()
     rounds = 1 if words.quick else words.rounds
 
-    default = os.path.expanduser("~/.cache/imgfs-bench")
+    # Where the ordinary user gets at them as well.
+    default = "/var/tmp/imgfs-bench"
     cache = os.environ.get("IMGFS_BENCH_CACHE", default)
     if words.quick:
         cache = words.scratch
