@@ -565,15 +565,25 @@ mod tests {
         (tree, forest, flat, file)
     }
 
-    #[test]
-    fn while_a_change_of_the_tree_takes_its_time_nobody_opens_the_flat_file_for_writing() {
-        let (tree, forest, flat, file) = slow();
+    /// A change of the file that has begun, and ends when it is told to go on.
+    fn begun(
+        tree: &Slow,
+        forest: &Arc<Forest>,
+        file: NodeId,
+    ) -> (std::thread::JoinHandle<Result<()>>, mpsc::Sender<()>) {
         let ((begun, has_begun), (go_on, goes_on)) = (mpsc::sync_channel(1), mpsc::channel());
         tree.begun.set(begun).unwrap();
         *lock(&tree.go_on) = Some(goes_on);
         let changing = forest.clone();
         let change = std::thread::spawn(move || changing.set_attributes(file, &Changes::default()));
         has_begun.recv().unwrap();
+        (change, go_on)
+    }
+
+    #[test]
+    fn while_a_change_of_the_tree_takes_its_time_nobody_opens_the_flat_file_for_writing() {
+        let (tree, forest, flat, file) = slow();
+        let (change, go_on) = begun(&tree, &forest, file);
         assert!(matches!(forest.begin_writing(flat), Err(Error::Busy)));
         go_on.send(()).unwrap();
         change.join().unwrap().unwrap();
@@ -586,12 +596,7 @@ mod tests {
     #[test]
     fn what_a_change_leaves_in_memory_settles_though_the_flat_file_was_read_meanwhile() {
         let (tree, forest, flat, file) = slow();
-        let ((begun, has_begun), (go_on, goes_on)) = (mpsc::sync_channel(1), mpsc::channel());
-        tree.begun.set(begun).unwrap();
-        *lock(&tree.go_on) = Some(goes_on);
-        let changing = forest.clone();
-        let change = std::thread::spawn(move || changing.set_attributes(file, &Changes::default()));
-        has_begun.recv().unwrap();
+        let (change, go_on) = begun(&tree, &forest, file);
         forest.read(flat, &mut [0; 10], 0).unwrap();
         let before = tree.settled.load(Ordering::Acquire);
         go_on.send(()).unwrap();
