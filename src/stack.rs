@@ -77,6 +77,16 @@ pub enum Writing {
     Snapshot(PathBuf, overlay::Options),
 }
 
+impl Writing {
+    /// The overlay's file, when it is one that stays.
+    pub fn overlay(&self) -> Option<&Path> {
+        match self {
+            Self::Overlay(path, _) => Some(path),
+            Self::Snapshot(..) => None,
+        }
+    }
+}
+
 /// An image with everything in it.
 pub struct Image {
     /// The container, without its disk.

@@ -221,10 +221,8 @@ fn edit(
     // What is encrypted cannot be written to: nobody is asked for its passphrase.
     let mut options = args.image.parse(false)?;
     options.stack.writing = args.writing.parse(&target.image, true)?;
-    let fresh = match &options.stack.writing {
-        Some(Writing::Overlay(path, _)) if !path.exists() => Some(path.clone()),
-        _ => None,
-    };
+    let place = options.stack.writing.as_ref().and_then(Writing::overlay).map(Path::to_owned);
+    let fresh = place.clone().filter(|path| !path.exists());
     ensure!(!args.in_place || fresh.is_some(), "there is an overlay with other changes: commit or discard it first");
     let writing = options.stack.writing.clone();
     interrupt::arm();
@@ -246,10 +244,7 @@ fn edit(
         log.forget(writing.as_ref());
     }
     result?;
-    Ok(match writing {
-        Some(Writing::Overlay(path, _)) if !args.in_place => Some(path),
-        _ => None,
-    })
+    Ok(place.filter(|_| !args.in_place))
 }
 
 fn apply(
@@ -258,10 +253,7 @@ fn apply(
     options: MountOptions,
     change: impl FnOnce(&Editor<'_>, &Target) -> Result<()>,
 ) -> Result<()> {
-    let path = match &options.stack.writing {
-        Some(Writing::Overlay(path, _)) => Some(path.clone()),
-        _ => None,
-    };
+    let path = options.stack.writing.as_ref().and_then(Writing::overlay).map(Path::to_owned);
     let image: Image = target.open_with(options)?;
     if args.in_place {
         image.check_committable()?;

@@ -176,10 +176,7 @@ fn mount(
         let _ = kept.set(log.clone());
     };
     let (finish_log, path, commit) = (log.clone(), std::path::absolute(&target.image)?, args.commit);
-    let overlay_path = match &options.stack.writing {
-        Some(Writing::Overlay(path, _)) => Some(path.clone()),
-        _ => None,
-    };
+    let overlay_path = options.stack.writing.as_ref().and_then(Writing::overlay).map(Path::to_owned);
     serve(tree, &options, &mountpoint, (&keeper, host), attached, move || {
         let statistics = image.cached.statistics();
         log::debug!(
@@ -425,10 +422,7 @@ fn serve(
         let keeper = keeper.clone();
         std::thread::spawn(move || unmount_when_idle(&keeper, timeout, &requests));
     }
-    let overlay = match &options.stack.writing {
-        Some(Writing::Overlay(path, _)) => Some(path.clone()),
-        _ => None,
-    };
+    let overlay = options.stack.writing.as_ref().and_then(Writing::overlay).map(Path::to_owned);
     let Host { image, mounts, null, mut signals } = host;
     let on_signal = keeper.clone();
     std::thread::spawn(move || {

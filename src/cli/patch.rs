@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use imgfs::device::overlay::apply_patch;
@@ -110,10 +110,7 @@ pub fn apply(args: &ApplyArgs) -> Result<Outcome> {
 }
 
 fn apply_to(args: &ApplyArgs, file: File, writing: Option<Writing>) -> Result<Outcome> {
-    let place = match &writing {
-        Some(Writing::Overlay(path, _)) => Some(path.clone()),
-        _ => None,
-    };
+    let place = writing.as_ref().and_then(Writing::overlay).map(Path::to_owned);
     let fresh = place.clone().filter(|path| !path.exists());
     let mut sandbox = Sandbox::new(&args.safety);
     sandbox.image(&args.image);

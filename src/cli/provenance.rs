@@ -56,16 +56,12 @@ impl Log {
 
     /// As [`Log::open`], for what is to be written.
     pub fn of_writing(asked: Option<&Path>, writing: Option<&Writing>) -> Result<Self> {
-        let overlay = match writing {
-            Some(Writing::Overlay(path, _)) => Some(path.as_path()),
-            _ => None,
-        };
-        Self::open(asked, overlay)
+        Self::open(asked, writing.and_then(Writing::overlay))
     }
 
     /// Nothing came of it, and no overlay was made: a log of its own goes as well.
     pub fn forget(&self, overlay: Option<&Writing>) {
-        let overlay_is_there = matches!(overlay, Some(Writing::Overlay(path, _)) if path.exists());
+        let overlay_is_there = overlay.and_then(Writing::overlay).is_some_and(Path::exists);
         if let Some(path) = self.made.as_ref().filter(|_| !overlay_is_there) {
             // It may be gone already.
             let _ = std::fs::remove_file(path);
