@@ -57,6 +57,16 @@ impl Timestamp {
         Self::from_system_time(SystemTime::now()).unwrap_or(Self { seconds: 0, nanoseconds: 0 })
     }
 
+    /// Seconds since 1970 of a date and a time of day as they are, whatever their zone. A day past the end
+    /// of its month is one of the next month; `None` where there is no such month or day.
+    pub(crate) fn civil_seconds((year, month, day): (i16, i8, i8), [hour, minute, second]: [i8; 3]) -> Option<i64> {
+        let first = jiff::civil::Date::new(year, month, 1).ok()?.at(0, 0, 0, 0);
+        let first = jiff::tz::Offset::UTC.to_timestamp(first).ok()?.as_second();
+        let days = i64::from(day).checked_sub(1).filter(|days| (0..31).contains(days))?;
+        let of_day = [(days, 86_400), (hour.into(), 3600), (minute.into(), 60), (second.into(), 1)];
+        of_day.into_iter().try_fold(first, |sum, (count, each)| sum.checked_add(count.checked_mul(each)?))
+    }
+
     /// A host time; `None` outside the range of 64-bit seconds.
     pub fn from_system_time(time: SystemTime) -> Option<Self> {
         let (before, distance) = match time.duration_since(UNIX_EPOCH) {

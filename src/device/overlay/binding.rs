@@ -13,7 +13,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 
@@ -264,26 +264,9 @@ fn facts(metadata: &std::fs::Metadata) -> (u64, i64) {
     (metadata.len(), mtime)
 }
 
-/// As `2026-11-22 06:15:04.25 UTC`.
+/// As `2026-11-22T06:15:04.250000000Z`.
 fn date(nanoseconds: i64) -> String {
-    let since = Duration::from_nanos(nanoseconds.unsigned_abs());
-    let days = since.as_secs() / 86_400;
-    if nanoseconds < 0 {
-        return format!("{} s before 1970", since.as_secs());
-    }
-    // Civil date from days since 1970, by eras of 400 years that begin in March.
-    let shifted = days.saturating_add(719_468);
-    let (era, day) = (shifted / 146_097, shifted % 146_097);
-    let leap = (day / 1460).saturating_add(day / 146_096).saturating_sub(day / 36_524);
-    let year = day.saturating_sub(leap) / 365;
-    let in_year = day.saturating_sub(year.saturating_mul(365).saturating_add(year / 4).saturating_sub(year / 100));
-    let month = in_year.saturating_mul(5).saturating_add(2) / 153;
-    let date = in_year.saturating_sub(month.saturating_mul(153).saturating_add(2) / 5).saturating_add(1);
-    let (month, carry) = if month < 10 { (month.saturating_add(3), 0) } else { (month.saturating_sub(9), 1) };
-    let year = era.saturating_mul(400).saturating_add(year).saturating_add(carry);
-    let seconds = since.as_secs() % 86_400;
-    let (hour, minute, second) = (seconds / 3600, seconds % 3600 / 60, seconds % 60);
-    format!("{year:04}-{month:02}-{date:02} {hour:02}:{minute:02}:{second:02}.{:09} UTC", since.subsec_nanos())
+    format!("{:.9}", jiff::Timestamp::from_nanosecond(nanoseconds.into()).unwrap_or_default())
 }
 
 /// Hash of the whole disk, or of its first and last 64 KiB and 32 pieces of 4 KiB between them.
@@ -375,7 +358,7 @@ mod tests {
 
     #[test]
     fn dates_are_civil() {
-        assert_eq!(date(951_782_400_000_000_000), "2000-02-29 00:00:00.000000000 UTC");
-        assert_eq!(date(1_795_328_999_000_000_001), "2026-11-22 06:29:59.000000001 UTC");
+        assert_eq!(date(951_782_400_000_000_000), "2000-02-29T00:00:00.000000000Z");
+        assert_eq!(date(1_795_328_999_000_000_001), "2026-11-22T06:29:59.000000001Z");
     }
 }

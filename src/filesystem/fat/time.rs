@@ -22,18 +22,16 @@ impl Stamp {
     /// The time in UTC; `minutes` is what the zone is ahead of it. `None` when nothing was
     /// recorded, or nothing that is a time.
     pub fn to_utc(self, minutes: i32) -> Option<Timestamp> {
-        let (year, month, day) =
-            (i64::from(self.date >> 9).saturating_add(1980), self.date >> 5 & 0x0f, self.date & 0x1f);
+        let small = |field: u16| i8::try_from(field).ok();
+        let date = (i16::try_from(self.date >> 9).ok()?.checked_add(1980)?, self.date >> 5 & 0x0f, self.date & 0x1f);
         let (hour, minute, second) = (self.time >> 11, self.time >> 5 & 0x3f, (self.time & 0x1f) << 1);
-        if !(1..=12).contains(&month) || day == 0 || hour > 23 || minute > 59 || second > 59 || self.centiseconds > 199
-        {
+        if hour > 23 || minute > 59 || second > 59 || self.centiseconds > 199 {
             return None;
         }
-        let seconds = days_from_civil(year, i64::from(month), i64::from(day)).checked_mul(86_400)?;
-        let of_day =
-            [(hour, 3600), (minute, 60), (second, 1)].map(|(count, each)| i64::from(count).saturating_mul(each));
+        let date = (date.0, small(date.1)?, small(date.2)?);
+        let seconds = Timestamp::civil_seconds(date, [small(hour)?, small(minute)?, small(second)?])?;
         let hundredths = u32::from(self.centiseconds);
-        let seconds = seconds.checked_add(of_day.iter().sum())?.checked_add(i64::from(hundredths / 100))?;
+        let seconds = seconds.checked_add(i64::from(hundredths / 100))?;
         let ahead = i64::from(minutes).checked_mul(60)?;
         Some(Timestamp {
             seconds: seconds.checked_sub(ahead)?,
@@ -50,40 +48,20 @@ impl Stamp {
             return Self { date: 1 << 5 | 1, time: 0, centiseconds: 0 };
         }
         let nanoseconds = if local > LAST { 0 } else { time.nanoseconds };
-        let local = local.min(LAST);
-        let (year, month, day) = civil_from_days(local.div_euclid(86_400));
-        let of_day = local.rem_euclid(86_400);
-        let field = |value: i64| u16::try_from(value).unwrap_or(0);
-        let odd = if of_day % 2 == 1 { 100 } else { 0u32 };
+        let civil = jiff::Timestamp::from_second(local.min(LAST)).unwrap_or_default();
+        let civil = jiff::tz::Offset::UTC.to_datetime(civil);
+        let field = |value: i16| u16::try_from(value).unwrap_or(0);
+        let odd = if civil.second() % 2 == 1 { 100 } else { 0u32 };
         Self {
-            date: field(year.saturating_sub(1980)) << 9 | field(month) << 5 | field(day),
-            time: field(of_day / 3600) << 11 | field(of_day / 60 % 60) << 5 | field(of_day % 60 / 2),
+            date: field(civil.year().saturating_sub(1980)) << 9
+                | field(civil.month().into()) << 5
+                | field(civil.day().into()),
+            time: field(civil.hour().into()) << 11
+                | field(civil.minute().into()) << 5
+                | field((civil.second() / 2).into()),
             centiseconds: u8::try_from(odd.saturating_add(nanoseconds.min(999_999_999) / 10_000_000)).unwrap_or(0),
         }
     }
-}
-
-/// Days since 1970-01-01 of a date of the Gregorian calendar, from 1980 on. A day past the end of
-/// its month is one of the next month.
-#[allow(clippy::arithmetic_side_effects, reason = "the year is 1980 to 2107, month and day are below 32")]
-fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
-    // Years that start in March end in the leap day.
-    let year = if month <= 2 { year - 1 } else { year };
-    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    365 * year + year / 4 - year / 100 + year / 400 + day_of_year - 719_468
-}
-
-/// The inverse of [`days_from_civil`].
-#[allow(clippy::arithmetic_side_effects, reason = "the days are those of 1980 to 2107")]
-fn civil_from_days(days: i64) -> (i64, i64, i64) {
-    let days = days + 719_468;
-    let (era, of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let day_of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    (era * 400 + year_of_era + i64::from(month <= 2), month, day)
 }
 
 #[cfg(test)]
