@@ -56,7 +56,7 @@ pub trait BlockDevice: Send + Sync {
     fn identity(&self) -> Option<Vec<u8>> {
         let span = self.host_file()?;
         let metadata = span.file.metadata().ok()?;
-        let numbers = [metadata.dev(), metadata.ino(), metadata.size(), span.offset, self.size()];
+        let numbers = [metadata.dev(), metadata.ino(), metadata.size(), span.offset, span.len];
         let times = [metadata.mtime(), metadata.mtime_nsec()];
         let bytes = numbers.into_iter().map(u64::to_le_bytes).chain(times.into_iter().map(i64::to_le_bytes));
         Some(bytes.flatten().collect())
@@ -95,6 +95,8 @@ pub struct HostSpan<'a> {
     pub file: &'a File,
     /// Byte of `file` that is byte 0 of the device.
     pub offset: u64,
+    /// Size of the device.
+    pub len: u64,
 }
 
 /// Checks a read against the end of a device.

@@ -8,13 +8,12 @@ pub mod iso9660;
 
 use std::any::Any;
 use std::borrow::Cow;
-use std::fs::File;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::bytes::Evidence;
 use crate::check::Check;
-use crate::device::{BlockDevice, Device, Extent};
+use crate::device::{BlockDevice, Device, Extent, HostSpan};
 use crate::error::{Error, Result};
 
 /// One object for as long as it is mounted; the number alone finds it again (an inode number, a
@@ -297,8 +296,8 @@ pub trait FileSystem: Send + Sync {
         None
     }
 
-    /// The host file whose bytes, from its byte 0, are exactly this file's.
-    fn host_file(&self, _file: NodeId) -> Option<&File> {
+    /// The host file of which this file's bytes are an unbroken part, as long as no one writes to them.
+    fn host_file(&self, _file: NodeId) -> Option<HostSpan<'_>> {
         None
     }
 }

@@ -13,7 +13,6 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock};
@@ -25,7 +24,7 @@ pub use name::{Symlinks, escaped, unescaped};
 
 use name::Names;
 
-use crate::device::{Device, Extent};
+use crate::device::{Device, Extent, HostSpan};
 use crate::error::{Error, Result};
 use crate::filesystem::{
     Attributes, DirEntry, EntrySink, FileSystem, FileSystemWrite, Kind, Legacy, NodeId, Placed, Summary, Timestamp,
@@ -420,11 +419,11 @@ impl FileSystem for Forest {
         sum
     }
 
-    fn host_file(&self, file: NodeId) -> Option<&File> {
+    fn host_file(&self, file: NodeId) -> Option<HostSpan<'_>> {
         match self.target(file).ok()? {
             // A tree may be replaced while the mount lives: it lends no files.
             Target::Tree(..) => None,
-            Target::Synthetic(Synthetic::Flat(flat)) => flat.host_file(),
+            Target::Synthetic(Synthetic::Flat(flat)) => flat.device.host_file(),
             Target::Synthetic(_) => None,
         }
     }
@@ -512,7 +511,7 @@ impl FileSystem for Escaped {
         self.tree.summary()
     }
 
-    fn host_file(&self, file: NodeId) -> Option<&File> {
+    fn host_file(&self, file: NodeId) -> Option<HostSpan<'_>> {
         self.tree.host_file(file)
     }
 
@@ -560,8 +559,8 @@ impl FileSystem for NakedDisk {
         Summary { block_size: 512, name_max: 255, total_blocks, ..Summary::default() }
     }
 
-    fn host_file(&self, _file: NodeId) -> Option<&File> {
-        self.flat.host_file()
+    fn host_file(&self, _file: NodeId) -> Option<HostSpan<'_>> {
+        self.flat.device.host_file()
     }
 
     fn writer(&self) -> Option<&dyn FileSystemWrite> {
@@ -611,13 +610,6 @@ impl Flat {
             offset = offset.saturating_add(extent.len);
         }
         stored.saturating_add(size.saturating_sub(offset)).div_ceil(512)
-    }
-
-    /// The whole host file, when it is exactly this one.
-    fn host_file(&self) -> Option<&File> {
-        let span = self.device.host_file().filter(|span| span.offset == 0)?;
-        let whole = span.file.metadata().is_ok_and(|found| found.is_file() && found.len() == self.device.size());
-        whole.then_some(span.file)
     }
 }
 

@@ -5,15 +5,18 @@
 //! pages for as long as it likes: entries never expire, no open throws pages away, directories
 //! and link targets are kept. A flat file that *is* a file of the host is handed to the kernel
 //! whole (passthrough), where the kernel allows it and until the first file of a tree is opened:
-//! from then on no open is asked for.
+//! from then on no open is asked for. Of any other flat file whose bytes are a host file's, large reads
+//! are answered out of the host's cache, without a copy (`splice`).
 
 pub mod attach;
 pub mod errno;
+mod splice;
 mod writing;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,6 +31,7 @@ use fuser::{
 };
 
 use crate::cache::{Cache, lock};
+use crate::device::HostSpan;
 use crate::digest::{Algorithm, Hasher, hex};
 use crate::error::{Error, Result};
 use crate::filesystem::{Attributes, DirEntry, FileSystem, Kind, NodeId, Timestamp};
@@ -136,6 +140,8 @@ pub struct Adapter {
     requests: Arc<AtomicU64>,
     /// Digests that were calculated: only while nothing can be written.
     hashes: Cache<NodeId, Arc<Vec<u8>>>,
+    /// The connection to the kernel, for answers that are spliced.
+    spliced: Option<OwnedFd>,
 }
 
 /// What the kernel knows of a node.
@@ -182,6 +188,7 @@ impl Adapter {
             next_handle: AtomicU64::new(1),
             requests: Arc::default(),
             hashes: Cache::new(HASH_CACHE),
+            spliced: None,
         }
     }
 
@@ -322,7 +329,11 @@ impl Adapter {
         if !self.passthrough.load(Ordering::Relaxed) {
             return None;
         }
-        let file = self.tree.host_file(self.node(ino))?;
+        let HostSpan { file, offset, len } = self.tree.host_file(self.node(ino))?;
+        let whole = file.metadata().is_ok_and(|found| found.is_file() && offset == 0 && found.len() == len);
+        if !whole {
+            return None;
+        }
         let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
         let mut backing = lock(&self.backing);
         if backing.without_open {
@@ -344,6 +355,27 @@ impl Adapter {
                 None
             }
         }
+    }
+
+    /// Lets large reads be answered out of the host's cache; `connection` is the one that requests come by.
+    pub fn splice_by(&mut self, connection: OwnedFd) {
+        self.spliced = Some(connection).filter(|_| !self.writable);
+    }
+
+    /// Answers a read without a copy; false when it is still to be answered.
+    fn splice(&self, request: &Request, ino: INodeNo, offset: u64, size: usize) -> bool {
+        let Some(connection) = self.spliced.as_ref().filter(|_| size >= splice::SMALLEST) else { return false };
+        let Some(span) = self.tree.host_file(self.node(ino)) else { return false };
+        let Some(at) = span.offset.checked_add(offset) else { return false };
+        let rest = span.len.saturating_sub(offset);
+        let len = usize::try_from(rest).unwrap_or(usize::MAX).min(size);
+        if len < splice::SMALLEST {
+            return false;
+        }
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        splice::answer(connection, request.unique().0, span.file, at, len)
+            .inspect_err(|error| log::debug!("read, node {:#x}: not spliced: {error}", self.node(ino).0))
+            .is_ok()
     }
 
     /// Whether the kernel is to leave out `open` from now on.
@@ -443,7 +475,7 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -452,8 +484,12 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let size = size as usize;
+        if self.splice(req, ino, offset, size) {
+            // It is answered: dropped, this would answer once more.
+            return std::mem::forget(reply);
+        }
         BUFFER.with_borrow_mut(|buffer| {
-            let size = size as usize;
             if buffer.len() < size {
                 buffer.resize(size, 0);
             }

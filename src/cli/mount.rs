@@ -406,12 +406,13 @@ fn serve(
     };
     let writable = tree.writer().is_some();
     let write_back = writable.then(|| WriteBack::start(tree.clone()));
-    let adapter = Adapter::new(tree.clone(), view, root);
+    let mut adapter = Adapter::new(tree.clone(), view, root);
     let notifier = adapter.notifier();
     let requests = adapter.requests();
     let connection = keeper.attach(!writable).map_err(|error| explain_refused(error, mountpoint))?;
     attached();
-    let config = config(options);
+    adapter.splice_by(connection.try_clone()?);
+    let config = config(options, writable);
     let session = Session::from_fd(adapter, connection, config.acl, config).inspect_err(|_| {
         // Nothing answers there: an empty mount would only be in the way.
         let _ = keeper.detach();
@@ -515,11 +516,12 @@ impl Drop for WriteBack {
     }
 }
 
-fn config(options: &MountOptions) -> Config {
+fn config(options: &MountOptions, writable: bool) -> Config {
     let mut config = Config::default();
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(THREADS);
-    config.clone_fd = true;
+    // An answer has to go by the connection that its request came by: spliced ones know only one.
+    config.clone_fd = writable;
     config
 }
 

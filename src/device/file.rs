@@ -87,6 +87,6 @@ impl BlockDevice for HostFile {
     }
 
     fn host_file(&self) -> Option<HostSpan<'_>> {
-        Some(HostSpan { file: &self.file, offset: 0 })
+        Some(HostSpan { file: &self.file, offset: 0, len: self.size })
     }
 }

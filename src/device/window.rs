@@ -62,7 +62,7 @@ impl BlockDevice for Window {
 
     fn host_file(&self) -> Option<HostSpan<'_>> {
         let span = self.below.host_file()?;
-        Some(HostSpan { offset: span.offset.checked_add(self.start)?, ..span })
+        Some(HostSpan { offset: span.offset.checked_add(self.start)?, len: self.len, ..span })
     }
 }
 

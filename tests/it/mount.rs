@@ -878,6 +878,44 @@ fn small_reads_at_random_places_equal_the_file() {
     assert_eq!(file.read_at(&mut [0; 10], 5001).unwrap(), 0);
 }
 
+#[test]
+fn large_reads_of_flat_bytes_at_odd_places_are_the_image_s_own() {
+    let scratch = Scratch::new();
+    let image = scratch.path("odd.img");
+    let bytes = pattern(6_000_001, 7);
+    std::fs::write(&image, &bytes).unwrap();
+    let at = scratch.path("mnt");
+    std::fs::create_dir(&at).unwrap();
+    // Byte 32,256: in the middle of a page, as the first partition of old disks.
+    let name = format!("{}@@63s", image.to_str().unwrap());
+    let mounted = Mounted::onto(&name, Some(&image), &at, &[]);
+    let flat = at.join("disk.img");
+    let expected = &bytes[63 * 512..];
+    std::thread::scope(|scope| {
+        for start in [0, 1, 4_095, 131_072, 3_000_001] {
+            let flat = &flat;
+            scope.spawn(move || {
+                let mut file = File::open(flat).unwrap();
+                file.seek(At::Start(start)).unwrap();
+                let mut read = Vec::new();
+                file.read_to_end(&mut read).unwrap();
+                assert!(read == expected[usize::try_from(start).unwrap()..], "from byte {start}");
+            });
+        }
+    });
+    drop(mounted);
+    // Cut short while it is mounted: what is gone is an error, and nobody waits for it.
+    let mounted = Mounted::onto(&name, None, &at, &[]);
+    File::options().write(true).open(&image).unwrap().set_len(3_000_000).unwrap();
+    let file = File::open(&flat).unwrap();
+    let mut part = vec![0; 1 << 20];
+    file.read_exact_at(&mut part, 1 << 20).unwrap();
+    assert!(part == expected[1 << 20..2 << 20]);
+    assert_eq!(file.read_exact_at(&mut part, 4 << 20).unwrap_err().raw_os_error(), Some(5));
+    drop(file);
+    drop(mounted);
+}
+
 fn pattern_of_make_testimages(count: usize, seed: u32) -> Vec<u8> {
     let mut out = Vec::new();
     while out.len() < count {
