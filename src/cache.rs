@@ -128,6 +128,22 @@ impl<K: Hash + Eq + Clone, V: Clone> Cache<K, V> {
         Ok(value)
     }
 
+    /// As [`Cache::get_or_make`], for a value that is cheap to make and perhaps never wanted again: it is kept
+    /// only where there is room, drops no other, and nobody waits for it.
+    pub fn get_or_make_aside<E>(&self, key: &K, make: impl FnOnce() -> Result<(V, u64), E>) -> Result<V, E> {
+        if let Some(value) = self.get(key) {
+            self.hits.fetch_add(1, Ordering::Relaxed);
+            return Ok(value);
+        }
+        self.misses.fetch_add(1, Ordering::Relaxed);
+        let (value, weight) = make()?;
+        let mut state = lock(&self.shard(key).state);
+        if state.kept.taken().saturating_add(weight).saturating_add(ENTRY) <= self.max_weight {
+            state.kept.insert(key.clone(), value.clone(), weight, self.max_weight);
+        }
+        Ok(value)
+    }
+
     /// The value for `key` when it is there.
     pub fn get(&self, key: &K) -> Option<V> {
         let mut state = lock(&self.shard(key).state);
@@ -187,6 +203,11 @@ impl<K: Hash + Eq, V: Clone> Kept<K, V> {
         self.ready.get(key).map(|(value, _)| value.clone())
     }
 
+    /// The room that all of it takes.
+    fn taken(&self) -> u64 {
+        self.weight.saturating_add(ENTRY.saturating_mul(self.ready.len() as u64))
+    }
+
     fn remove(&mut self, key: &K) {
         if let Some((_, weight)) = self.ready.pop(key) {
             self.weight = self.weight.saturating_sub(weight);
@@ -200,9 +221,7 @@ impl<K: Hash + Eq, V: Clone> Kept<K, V> {
             self.weight = self.weight.saturating_sub(old);
         }
         self.weight = self.weight.saturating_add(weight);
-        while self.weight.saturating_add(ENTRY.saturating_mul(self.ready.len() as u64)) > max_weight
-            && self.ready.len() > 1
-        {
+        while self.taken() > max_weight && self.ready.len() > 1 {
             let Some((_, (_, old))) = self.ready.pop_lru() else { break };
             self.weight = self.weight.saturating_sub(old);
         }
@@ -262,6 +281,15 @@ mod tests {
         let cache: Cache<u64, u64> = Cache::new(1 << 20);
         assert_eq!(cache.get_or_make(&1, || Err("no")), Err("no"));
         assert_eq!(cache.get_or_make(&1, || Ok::<_, &str>((5, 1))), Ok(5));
+    }
+
+    #[test]
+    fn what_is_kept_aside_drops_nothing() {
+        let cache: Cache<u64, u64> = Cache::for_heavy(1_000, 1_000);
+        let one = |key: u64| cache.get_or_make_aside(&key, || Ok::<_, ()>((key, 100)));
+        (0..100).for_each(|key| assert_eq!(one(key), Ok(key)));
+        assert_eq!((0..100).filter(|key| cache.get(key).is_some()).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        assert_eq!(cache.get_or_make_aside(&1, || Err("made again")), Ok(1));
     }
 
     #[test]

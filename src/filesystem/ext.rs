@@ -132,11 +132,13 @@ impl Ext {
     }
 
     fn inode(&self, number: u32) -> Result<Arc<Inode>> {
-        self.inodes.get_or_make(&number, || {
-            let inode = Inode::read(self, number)?;
-            let weight = inode.weight();
-            Ok((Arc::new(inode), weight))
-        })
+        self.inodes.get_or_make(&number, || self.read_inode(number))
+    }
+
+    fn read_inode(&self, number: u32) -> Result<(Arc<Inode>, u64)> {
+        let inode = Inode::read(self, number)?;
+        let weight = inode.weight();
+        Ok((Arc::new(inode), weight))
     }
 
     fn node(&self, node: NodeId) -> Result<Arc<Inode>> {
@@ -275,7 +277,9 @@ impl FileSystem for Ext {
     }
 
     fn attributes(&self, node: NodeId) -> Result<Attributes> {
-        let inode = self.node(node)?;
+        let number = u32::try_from(node.0).map_err(|_| Error::NotFound)?;
+        // Whoever lists a large directory asks for each of its nodes once, and none of them is worth another.
+        let inode = self.inodes.get_or_make_aside(&number, || self.read_inode(number))?;
         let mut attributes = inode.attributes.clone();
         // The size of an encrypted link is that of what is shown for it.
         if attributes.kind == Kind::Symlink
