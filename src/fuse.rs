@@ -140,6 +140,8 @@ pub struct Adapter {
     requests: Arc<AtomicU64>,
     /// Digests that were calculated: only while nothing can be written.
     hashes: Cache<NodeId, Arc<Vec<u8>>>,
+    /// Whether the kernel lets go of what it keeps of a file where somebody writes past that.
+    direct_writes: AtomicBool,
     /// The connection to the kernel, for answers that are spliced.
     spliced: Option<OwnedFd>,
 }
@@ -188,6 +190,7 @@ impl Adapter {
             next_handle: AtomicU64::new(1),
             requests: Arc::default(),
             hashes: Cache::new(HASH_CACHE),
+            direct_writes: AtomicBool::new(false),
             spliced: None,
         }
     }
@@ -404,7 +407,6 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_NO_OPEN_SUPPORT,
             InitFlags::FUSE_MAX_PAGES,
             InitFlags::FUSE_BIG_WRITES,
-            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
         ];
         // A listing that the kernel keeps could be out of date once someone writes.
         let unwanted = if self.writable { InitFlags::FUSE_CACHE_SYMLINKS } else { InitFlags::empty() };
@@ -413,6 +415,10 @@ impl Filesystem for Adapter {
                 log::debug!("the kernel does not know {flag:?}");
             }
         }
+        // Linux 6.6 has both: shared mappings of what is written directly, and an end to the pages that such
+        // a write makes stale.
+        let direct = config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_ok();
+        self.direct_writes.store(direct, Ordering::Relaxed);
         if self.passthrough.load(Ordering::Relaxed) {
             let depth = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).map(|()| config.set_max_stack_depth(1));
             self.passthrough.store(matches!(depth, Ok(Ok(_))), Ordering::Relaxed);
@@ -619,11 +625,15 @@ impl Filesystem for Adapter {
         offset: u64,
         data: &[u8],
         _write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let written = self.change("write", ino, |writer, node| writer.write(node, data, offset, Timestamp::now()));
+        let written = self.change("write", ino, |writer, node| {
+            writer.write(node, data, offset, Timestamp::now())?;
+            // Past its own pages the kernel leaves that to us.
+            if writing::stable(flags) { writer.flush() } else { Ok(()) }
+        });
         self.forget_first_spelling(ino);
         match written {
             // A request is bounded by the 16 MiB of fuser's buffer.

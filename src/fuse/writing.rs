@@ -49,11 +49,18 @@ impl Adapter {
             Ok(())
         })?;
         let handle = FileHandle(self.next_handle.fetch_add(1, Ordering::Relaxed));
-        // Of bytes that can change through another node, the kernel keeps none.
         let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
-        let shared = self.tree.is_shared(node) || ino.0 & OTHER_SPELLING != 0;
-        let unasked = if writes(flags) { FopenFlags::empty() } else { FopenFlags::FOPEN_NOFLUSH };
-        Ok((handle, if shared { direct } else { self.kept(ino) | unasked }))
+        // Of bytes that can change through another node, the kernel keeps none.
+        if self.tree.is_shared(node) || ino.0 & OTHER_SPELLING != 0 {
+            return Ok((handle, direct));
+        }
+        let way = match flags.acc_mode() {
+            OpenAccMode::O_RDONLY => FopenFlags::FOPEN_NOFLUSH,
+            // What is only written comes from the writer's own pages, without a copy in between.
+            OpenAccMode::O_WRONLY if self.direct_writes.load(Ordering::Relaxed) => direct,
+            _ => FopenFlags::empty(),
+        };
+        Ok((handle, self.kept(ino) | way))
     }
 
     /// Whether the kernel may keep what it has of a node that it opens.
@@ -213,6 +220,11 @@ fn forget_when(asked: &mpsc::Receiver<()>, notifier: &Notifier, known: &Mutex<Ha
             let _ = notifier.inval_inode(INodeNo(ino), 0, 0);
         }
     }
+}
+
+/// Whether each write is to be on stable storage when it returns.
+pub(super) fn stable(flags: OpenFlags) -> bool {
+    rustix::fs::OFlags::from_bits_retain(flags.0.cast_unsigned()).contains(rustix::fs::OFlags::DSYNC)
 }
 
 fn writes(flags: OpenFlags) -> bool {

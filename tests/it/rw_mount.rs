@@ -322,12 +322,13 @@ fn random_operations_on_fat32_leave_what_a_model_has() {
     random_operations(kib, args, 6, 350, true);
 }
 
-/// Reads, writes, cuts and maps a file at random, and compares it with a copy in memory.
+/// Reads, writes, cuts and maps a file at random, and compares it with a copy in memory. What is written goes
+/// by a descriptor that can read as well, or by one that cannot, which the kernel treats otherwise.
 const FSX: &str = r#"
 import mmap, os, random, sys
 path, seed, steps, fixed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "fixed"
 r = random.Random(seed)
-fd = os.open(path, os.O_RDWR)
+fd = os.open(path, os.O_RDWR); only = os.open(path, os.O_WRONLY)
 good = bytearray(os.pread(fd, 1 << 24, 0)) if fixed else bytearray()
 MOST = len(good) if fixed else 300000
 def check(got, at, what, step):
@@ -344,11 +345,11 @@ for step in range(steps):
     at = r.randrange(MOST); length = min(r.choice([1, 100, 5000, 70000]), MOST - at)
     if op == "write":
         data = r.randbytes(length); put(at, data)
-        assert os.pwrite(fd, data, at) == length
+        assert os.pwrite(r.choice([fd, only]), data, at) == length
     elif op == "read":
         got = os.pread(fd, length, at); assert len(got) == max(0, min(length, len(good) - at)), step; check(got, at, op, step)
     elif op == "cut" and not fixed:
-        size = r.randrange(MOST); os.ftruncate(fd, size)
+        size = r.randrange(MOST); os.ftruncate(r.choice([fd, only]), size)
         del good[size:]; good.extend(bytes(size - len(good)))
     elif op.startswith("map") and good:
         at = r.randrange(len(good)); length = min(length, len(good) - at)
@@ -359,12 +360,13 @@ for step in range(steps):
                 data = r.randbytes(length); put(at, data); m[at:at + length] = data
                 if r.random() < 0.5: m.flush()
     elif op == "reopen":
-        os.close(fd); fd = os.open(path, os.O_RDWR); assert os.fstat(fd).st_size == len(good), step
+        os.close(fd); os.close(only)
+        fd = os.open(path, os.O_RDWR); only = os.open(path, os.O_WRONLY); assert os.fstat(fd).st_size == len(good), step
     elif op == "sync":
-        os.fsync(fd)
+        os.fsync(r.choice([fd, only]))
     if step % 50 == 0:
         check(os.pread(fd, 1 << 24, 0), 0, "all", step)
-os.close(fd)
+os.close(fd); os.close(only)
 with open(path, "rb") as f:
     got = f.read(); assert len(got) == len(good); check(got, 0, "the end", steps)
 "#;
@@ -1252,15 +1254,20 @@ fn one_tree_and_the_naked_disk_can_be_written_to_as_well() {
 fn a_file_opened_for_synchronous_writes_needs_no_fsync() {
     let scratch = Scratch::new();
     let image = floppy(&scratch);
-    let mounted = Mounted::new(&image, &["-o", "rw"]);
     let flags = (OFlags::SYNC | OFlags::DSYNC).bits() as i32;
-    let path = mounted.path("disk/file");
-    let mut file = OpenOptions::new().write(true).create(true).custom_flags(flags).open(&path).unwrap();
-    file.write_all(b"stable").unwrap();
-    crash(&mounted);
-    drop(file);
+    // A file, then the last bytes of the disk: the kernel keeps no pages of either.
+    for (name, at) in [("disk/file", 0), ("disk.img", 1_474_554)] {
+        let mounted = Mounted::new(&image, &["-o", "rw"]);
+        let path = mounted.path(name);
+        let file = OpenOptions::new().write(true).create(true).custom_flags(flags).open(&path).unwrap();
+        file.write_all_at(b"stable", at).unwrap();
+        crash(&mounted);
+        drop(file);
+        let mounted = Mounted::new(&image, &["-o", "rw"]);
+        let written = std::fs::read(mounted.path(name)).unwrap();
+        assert_eq!(written[usize::try_from(at).unwrap()..], *b"stable", "{name}");
+    }
     let mounted = Mounted::new(&image, &["-o", "rw"]);
-    assert_eq!(std::fs::read_to_string(mounted.path("disk/file")).unwrap(), "stable");
     let link = rustix::fs::linkat(CWD, mounted.path("disk/file"), CWD, mounted.path("disk/b"), AtFlags::empty());
     assert_eq!(link.err(), Some(Errno::PERM));
 }
