@@ -479,6 +479,10 @@ impl FileSystem for Fat {
         }
     }
 
+    fn has_unicode_names(&self) -> bool {
+        true
+    }
+
     fn is_other_spelling(&self, dir: NodeId, name: &[u8]) -> Result<bool> {
         let state = self.shared();
         if state.orphans.contains_key(&dir) {
