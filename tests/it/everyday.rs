@@ -76,6 +76,49 @@ fn a_part_without_a_tree_says_why_nothing_is_in_it() {
 }
 
 #[test]
+fn what_cannot_be_had_of_several_things_does_not_keep_the_others_from_their_turn() {
+    let desk = Desk::new();
+    let missing = "imgfs: demo.img:/files/no: no such file or directory\n";
+    let nowhere = "imgfs: no.img: No such file or directory (os error 2)\n";
+    let (code, text) = desk.says("cat demo.img:/files/no no.img demo.img:/files/etc/hostname");
+    assert_eq!((code, text), (Some(1), format!("demo\n{missing}{nowhere}")));
+    let (code, text) = desk.says("ls demo.img:/files/no no.img demo.img:/files/etc/hostname");
+    assert_eq!((code, text), (Some(1), format!("hostname\n{missing}{nowhere}")));
+    let (code, text) = desk.says("ls --json demo.img:/files/no demo.img:/files/etc/hostname");
+    assert!(code == Some(1) && text.contains("\"hostname\"") && text.ends_with(missing), "{text}");
+    let (code, text) = desk.says("cp demo.img:/files/no no.img demo.img:/files/etc demo.img:/files/etc/hostname mnt");
+    assert_eq!(
+        (code, text),
+        (Some(1), format!("{missing}{nowhere}imgfs: demo.img:/files/etc is a directory: add -r or -a\n"))
+    );
+    assert_eq!(std::fs::read(desk.0.path("mnt/hostname")).unwrap(), b"demo\n");
+    // A directory does not take the place of a file.
+    let (code, text) = desk.says("cp -r demo.img:/files/etc mnt/hostname");
+    assert_eq!((code, text.as_str()), (Some(1), "imgfs: hostname: something that is no directory is there already\n"));
+    assert_eq!(std::fs::read(desk.0.path("mnt/hostname")).unwrap(), b"demo\n");
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error_of_every_command() {
+    let desk = Desk::new();
+    for line in [
+        "ls demo.img",
+        "cat demo.img:/files/etc/hostname demo.img:/files/etc/hostname",
+        "info demo.img",
+        "tree demo.img",
+        "hash demo.img",
+        "manifest demo.img",
+        "completions bash",
+    ] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = imgfs().current_dir(desk.0.folder()).args(line.split(' ')).stdout(full).output().unwrap();
+        let said = said(output);
+        assert!(said.code == Some(1) && said.err.lines().count() == 1, "{line}: {said:?}");
+        assert!(said.err.contains("No space left on device"), "{line}: {said:?}");
+    }
+}
+
+#[test]
 fn an_image_in_the_place_of_its_overlay_is_told_from_it() {
     let desk = Desk::new();
     ok(&["create", desk.0.path("f.img").to_str().unwrap(), "--size", "1440K"]);
