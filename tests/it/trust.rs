@@ -650,6 +650,22 @@ fn body_files_are_those_of_fls_and_mactime_reads_them() {
 }
 
 #[test]
+fn mactime_reads_every_name_of_a_body_file_as_it_is() {
+    let scratch = Scratch::new();
+    scratch.sh(
+        "e2fsprogs",
+        "mkdir t; touch t/a%41b t/%0Aend 't/pi|pe' t/100% 't/50 %zz'; mke2fs -q -t ext4 -d t e.img 2M",
+    );
+    let ours = ok(&["manifest", "--format", "bodyfile", &format!("{}:/disk", text(&scratch.path("e.img")))]);
+    scratch.write("ours", ours.as_bytes());
+    let read = scratch.sh("sleuthkit", "mactime -y -z UTC -b ours 2>&1");
+    for name in ["a%41b", "%0Aend", "pi|pe", "100%", "50 %zz"] {
+        assert!(read.lines().any(|line| line.ends_with(&format!(" /disk/{name}"))), "{name}: {read}");
+    }
+    assert!(!read.contains("uninitialized"), "{read}");
+}
+
+#[test]
 fn a_bag_of_what_was_copied_is_whole() {
     let scratch = Scratch::new();
     let image = demo(&scratch);
