@@ -573,6 +573,7 @@ fn free_mountpoint(wanted: &Path, image: &Path) -> Result<PathBuf> {
         }
         _ => shown.to_string(),
     })?;
+    ensure!(found.is_dir() || found.is_file(), "{shown}: neither a folder nor a file: nothing is mounted there");
     let swapped = image.is_dir() && !found.is_dir();
     ensure!(!swapped, "{}: is a directory: the image comes first, then the mount point", image.display());
     Ok(found)
