@@ -54,6 +54,7 @@ fn a_slip_in_the_name_of_a_command_or_an_image_is_answered_with_what_was_meant()
     desk.refuses("mnt demo.img", "mnt: is a directory: the image comes first, then the mount point");
     desk.0.sh("coreutils", "mkfifo pipe");
     desk.refuses("demo.img pipe", "pipe: neither a folder nor a file: nothing is mounted there");
+    desk.refuses("ls pipe", "pipe: is neither a file nor a block device");
     desk.refuses("cat demo.img", "demo.img is a whole image: its bytes are demo.img:/disk.img");
     desk.refuses("cat demo.img:/p2/notes", "demo.img:/p2/notes is a symbolic link to home/ada/notes.txt");
     desk.refuses(
