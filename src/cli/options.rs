@@ -307,6 +307,44 @@ const IGNORED: &[&str] = &[
     "nosymfollow",
 ];
 
+/// Words of the kernel's vfat, isofs and ext4 that are about what imgfs does in one way only.
+const KERNELS: &[&str] = &[
+    "acl",
+    "allow_utime",
+    "barrier",
+    "block",
+    "check",
+    "commit",
+    "conv",
+    "cruft",
+    "data",
+    "discard",
+    "errors",
+    "fat",
+    "flush",
+    "hide",
+    "journal_checksum",
+    "nfs",
+    "noacl",
+    "nobarrier",
+    "nocompress",
+    "nonumtail",
+    "nouser_xattr",
+    "overriderockperm",
+    "quiet",
+    "resgid",
+    "resuid",
+    "rodir",
+    "sb",
+    "shortname",
+    "showassoc",
+    "sys_immutable",
+    "unhide",
+    "uni_xlate",
+    "usefree",
+    "user_xattr",
+];
+
 impl MountOptions {
     /// Parses the values of all `-o`.
     pub fn parse<'a>(values: impl IntoIterator<Item = &'a str>) -> Result<Self> {
@@ -409,7 +447,7 @@ fn unknown(name: &str) -> anyhow::Error {
         "remount" => {
             return anyhow::anyhow!("imgfs cannot change a mount that is there: unmount it, and mount the image again");
         }
-        "quiet" | "check" | "conv" | "fat" | "shortname" | "errors" | "data" | "barrier" => {
+        name if KERNELS.contains(&name) => {
             return anyhow::anyhow!("a word of the kernel's own drivers that imgfs does not have; leave it out");
         }
         _ => {}
@@ -540,6 +578,9 @@ mod tests {
         assert!(message("remount,ro").contains("unmount it"));
         assert!(message("uid=no:body").contains("is neither a number nor a user in /etc/passwd"));
         assert!(message("umask=9").contains("octal"));
+        for word in ["shortname=mixed", "flush", "errors=remount-ro", "user_xattr", "block=512"] {
+            assert!(message(word).contains("leave it out"), "{word}");
+        }
     }
 
     #[test]
