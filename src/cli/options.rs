@@ -416,7 +416,7 @@ impl MountOptions {
                 self.stack.container.cache_size = self.stack.cache_size;
             }
             "codepage" => self.stack.filesystem.codepage = Some(number(text)?),
-            "time_offset" => self.stack.filesystem.time_offset = number(text)?,
+            "time_offset" => self.stack.filesystem.time_offset = time_offset(text)?,
             "tz" if text.eq_ignore_ascii_case("utc") => self.stack.filesystem.time_offset = 0,
             "tz" => bail!("only UTC is known; time_offset= takes any zone, in minutes"),
             "norock" => self.stack.filesystem.norock = true,
@@ -467,6 +467,13 @@ fn nearest(names: impl Iterator<Item = &'static str>, wanted: &str) -> Option<&'
 
 fn number<T: std::str::FromStr>(text: &str) -> Result<T> {
     text.parse().map_err(|_| anyhow::anyhow!("{text:?} is not a number in range"))
+}
+
+/// Minutes, of a day at the most: as the kernel's vfat takes it.
+fn time_offset(text: &str) -> Result<i32> {
+    let minutes = number(text)?;
+    ensure!((-1440..=1440).contains(&minutes), "it is in minutes, from -1440 to 1440");
+    Ok(minutes)
 }
 
 /// The owner's or the group's number: as it is, or by its name in a file of the host. To be asked for
@@ -578,6 +585,7 @@ mod tests {
         assert!(message("remount,ro").contains("unmount it"));
         assert!(message("uid=no:body").contains("is neither a number nor a user in /etc/passwd"));
         assert!(message("umask=9").contains("octal"));
+        assert!(message("time_offset=3600").contains("in minutes"));
         for word in ["shortname=mixed", "flush", "errors=remount-ro", "user_xattr", "block=512"] {
             assert!(message(word).contains("leave it out"), "{word}");
         }
