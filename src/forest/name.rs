@@ -214,7 +214,10 @@ impl Names {
             if let Some((node, raw)) = &found {
                 self.remember(number, *node, raw);
             }
-            return Ok(found.map(|(node, _)| node));
+            // Where it can be written to, somebody may have given a file this very name.
+            if found.is_some() || tree.writer().is_none() {
+                return Ok(found.map(|(node, _)| node));
+            }
         }
         let Some(raw) = self.unshown(tree, name) else { return Ok(None) };
         let found = tree.lookup(dir, &raw)?;
