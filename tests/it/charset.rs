@@ -188,6 +188,8 @@ fn names_of_joliet_follow_the_character_set_and_those_of_rock_ridge_are_bytes() 
             std::fs::create_dir(&out).unwrap();
             ok(&["cp", "-r", "-o", options, &format!("{image_name}:/disk"), out.to_str().unwrap()]);
             let names = listed(&out.join("disk"));
+            // Its directories are read-only.
+            tool("coreutils", "chmod", &["-R", "u+w", out.to_str().unwrap()]);
             std::fs::remove_dir_all(&out).unwrap();
             names
         };
