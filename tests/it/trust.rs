@@ -115,6 +115,16 @@ fn verify_compares_with_lists_of_digests_beside_the_image() {
         flipped(&image, name, &[0, 1 << 19]);
         std::fs::remove_file(scratch.path(name)).unwrap();
     }
+    // Written on Windows.
+    scratch.sh("coreutils", "{ printf '\\357\\273\\277'; sha256sum 'a disk.img'; } > 'a disk.img.sha256'");
+    flipped(&image, "a disk.img.sha256", &[1 << 19]);
+    std::fs::remove_file(scratch.path("a disk.img.sha256")).unwrap();
+    // A digest that is none any more is no reason to be silent.
+    for damage in ["cut -c 2-", "sed 's/^./x/'"] {
+        scratch.sh("coreutils", &format!("sha256sum 'a disk.img' | {damage} > SHA256SUMS"));
+        let said = verified(&image, 2);
+        assert!(said.out.contains("the row about it has no whole digest"), "{}", said.out);
+    }
     // About other files, and nothing at all.
     scratch.write("SHA256SUMS", b"0000000000000000000000000000000000000000000000000000000000000000  other.img\n");
     verified(&image, 2);
