@@ -249,7 +249,10 @@ fn complaint(error: &anyhow::Error) -> String {
 
 /// What to do about an overlay and a base that do not belong together.
 fn advice(said: &str) -> &'static str {
-    if said.contains("is not this overlay's base") || said.contains("changed since the overlay was made") {
+    if said.contains("; --force-base takes it all the same") {
+        // The library says as much.
+        ", `imgfs discard --force-base` drops the changes, --overlay FILE starts others"
+    } else if said.contains("is not this overlay's base") || said.contains("changed since the overlay was made") {
         "; --force-base takes it all the same, `imgfs discard --force-base` drops the changes, --overlay FILE starts \
          others"
     } else if said.contains("the base that an interrupted commit was writing to") {

@@ -231,6 +231,12 @@ pub trait FileSystem: Send + Sync {
         Ok(found)
     }
 
+    /// Whether its names are Unicode on the medium, as those of FAT and Joliet are: such names can be shown
+    /// in any character set. Others are bytes, and stay what they are.
+    fn has_unicode_names(&self) -> bool {
+        false
+    }
+
     /// Whether a name that [`FileSystem::lookup`] finds is spelled otherwise than the directory has
     /// it: in other letters, or as its short name.
     fn is_other_spelling(&self, _dir: NodeId, _name: &[u8]) -> Result<bool> {

@@ -29,6 +29,7 @@ use crate::error::{Error, Result};
 use crate::filesystem::{
     Attributes, DirEntry, EntrySink, FileSystem, FileSystemWrite, Kind, Legacy, NodeId, Placed, Summary, Timestamp,
 };
+use crate::text::charset::Charset;
 
 /// Bits of a node's number within its tree.
 const TREE_SHIFT: u32 = 56;
@@ -182,6 +183,11 @@ impl Forest {
             planted.symlinks = symlinks.within(planted.name.as_bytes());
         }
         self
+    }
+
+    /// Shows the names that are Unicode in another character set than UTF-8.
+    pub fn with_charset(self, charset: Option<Charset>) -> Self {
+        Self { names: Names::new(charset), ..self }
     }
 
     fn add(&mut self, node: Synthetic) -> NodeId {
@@ -346,7 +352,7 @@ impl FileSystem for Forest {
 
     fn is_other_spelling(&self, dir: NodeId, name: &[u8]) -> Result<bool> {
         match self.target(dir)? {
-            Target::Tree(tree, _, own) => tree.is_other_spelling(own, &unescaped(name)),
+            Target::Tree(tree, _, own) => tree.is_other_spelling(own, &self.names.stored(tree.as_ref(), own, name)?),
             Target::Synthetic(_) => Ok(false),
         }
     }
@@ -462,6 +468,11 @@ impl Escaped {
     pub fn with_symlinks(self, symlinks: Symlinks) -> Self {
         Self { symlinks, ..self }
     }
+
+    /// Shows names that are Unicode in another character set than UTF-8.
+    pub fn with_charset(self, charset: Option<Charset>) -> Self {
+        Self { names: Names::new(charset), ..self }
+    }
 }
 
 impl FileSystem for Escaped {
@@ -484,7 +495,7 @@ impl FileSystem for Escaped {
     }
 
     fn is_other_spelling(&self, dir: NodeId, name: &[u8]) -> Result<bool> {
-        self.tree.is_other_spelling(dir, &unescaped(name))
+        self.tree.is_other_spelling(dir, &self.names.stored(self.tree.as_ref(), dir, name)?)
     }
 
     fn read(&self, file: NodeId, buf: &mut [u8], offset: u64) -> Result<usize> {

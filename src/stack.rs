@@ -16,6 +16,7 @@ use crate::encryption::{self, Encrypted};
 use crate::error::{Error, Result};
 use crate::filesystem::{self, FileSystem, Summary, Timestamp};
 use crate::forest::{Branch, Forest, MAX_TREES, NakedDisk, Reopen};
+use crate::text::charset::Charset;
 use crate::volume::{self, Entry, Scan};
 
 /// Bytes that the sector cache keeps unless told otherwise.
@@ -36,6 +37,8 @@ pub struct Options {
     pub offset: u64,
     /// Number of bytes that count; to the end when `None`.
     pub size_limit: Option<u64>,
+    /// Character set in which names are shown that are Unicode on the medium; UTF-8 when `None`.
+    pub charset: Option<Charset>,
     /// Where the keys of encrypted volumes come from; they stay closed when `None`.
     pub keys: Option<Keys>,
 }
@@ -63,6 +66,7 @@ impl Default for Options {
             writing: None,
             offset: 0,
             size_limit: None,
+            charset: None,
             keys: None,
         }
     }
@@ -104,6 +108,8 @@ pub struct Image {
     /// The tracks of sound of a disc: `t02.wav`.
     pub tracks: Vec<SoundTrack>,
     modified: Option<Timestamp>,
+    /// As in [`Options`].
+    pub charset: Option<Charset>,
     options: filesystem::Options,
     /// As in [`container::Options`].
     references: Vec<PathBuf>,
@@ -225,15 +231,16 @@ impl Image {
             parts.insert(1.min(parts.len()), untouched(windowed(cached.clone(), options)?));
         }
         let references = options.container.references.clone();
-        let options = options.filesystem.clone();
-        Ok(Self { container, disk, cached, overlay, scan, parts, tracks, modified, options, references })
+        let (charset, options) = (options.charset, options.filesystem.clone());
+        Ok(Self { container, disk, cached, overlay, scan, parts, tracks, modified, charset, options, references })
     }
 
     /// Everything under one root.
     pub fn forest(&self) -> Forest {
         let table = Arc::new(Table::new(&self.disk, &self.scan));
         let branches: Vec<Branch> = self.parts.iter().map(|part| part.branch(&table, &self.options)).collect();
-        let mut forest = Forest::new(&branches, self.main_part().map(|part| part.folder.as_str()), self.modified);
+        let main = self.main_part().map(|part| part.folder.as_str());
+        let mut forest = Forest::new(&branches, main, self.modified).with_charset(self.charset);
         for track in &self.tracks {
             forest.add_file(format!("t{:02}.wav", track.number), track.device.clone());
         }

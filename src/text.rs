@@ -1,5 +1,7 @@
 //! Text of other times: UTF-16 and padded fields to the bytes of a Unix name.
 
+pub mod charset;
+
 /// Decodes UTF-16 code units to UTF-8. An unpaired surrogate becomes its three-byte form (WTF-8),
 /// so that two different names stay different and nothing is lost.
 pub fn utf16_to_bytes(units: impl IntoIterator<Item = u16>) -> Vec<u8> {

@@ -1,6 +1,6 @@
 //! `imgfs cat`: files to standard output.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 
@@ -12,7 +12,7 @@ use imgfs::text::printable;
 use super::Outcome;
 use super::parallel::in_order;
 use super::sandbox::Sandbox;
-use super::target::{ImageArgs, Target, trimmed};
+use super::target::{ImageArgs, Located, one_of, trimmed};
 
 /// Bytes read at a time: large enough for a device to be asked rarely.
 const PIECE: usize = 1 << 20;
@@ -36,20 +36,27 @@ pub fn run(args: &Args) -> Result<Outcome> {
     );
     Sandbox::enter_for(&args.image, &args.targets)?;
     let mut out = stdout.lock();
+    let mut outcome = Outcome::Complete;
     for text in &args.targets {
-        let target = Target::parse(text)?;
-        let image = target.open(&args.image)?;
-        let forest = image.forest();
-        let node = target.find(&image, &forest)?;
-        if let Ok(link) = forest.read_link(node) {
-            anyhow::bail!("{} is a symbolic link to {}", text.display(), printable(&link));
+        let mut refused = false;
+        let mut take = |piece: &[u8]| Ok(out.write_all(piece).inspect_err(|_| refused = true)?);
+        let written = write(text, args, &mut take);
+        if refused {
+            return written.map(|()| outcome);
         }
-        ensure!(!trimmed(&target.path).is_empty(), "{0} is a whole image: its bytes are {0}:/disk.img", text.display());
-        each_piece_ahead(&forest, node, &mut |piece| Ok(out.write_all(piece)?))
-            .with_context(|| text.display().to_string())?;
+        one_of(&args.targets, written, &mut outcome)?;
     }
     out.flush()?;
-    Ok(Outcome::Complete)
+    Ok(outcome)
+}
+
+fn write(text: &OsStr, args: &Args, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let Located { target, forest, node, .. } = Located::open(text, &args.image)?;
+    if let Ok(link) = forest.read_link(node) {
+        anyhow::bail!("{} is a symbolic link to {}", text.display(), printable(&link));
+    }
+    ensure!(!trimmed(&target.path).is_empty(), "{0} is a whole image: its bytes are {0}:/disk.img", text.display());
+    each_piece_ahead(&forest, node, take).with_context(|| text.display().to_string())
 }
 
 /// As [`each_piece`], the next pieces being read (and unpacked) on every core while one is taken.

@@ -26,7 +26,7 @@ use rustix::io::Errno;
 
 use super::edit::{self, EditArgs};
 use super::parallel::cores;
-use super::target::Target;
+use super::target::{Located, Target, one_of};
 use super::walk::{self, Row, Step};
 use super::{Outcome, interrupt, progress, treeless};
 
@@ -70,16 +70,14 @@ pub fn run(args: &Args) -> Result<Outcome> {
     confine(args, sources, &if into { dest.to_owned() } else { split(dest)?.0 })?;
     let mut outcome = Outcome::Complete;
     for text in sources {
-        let target = Target::parse(text)?;
-        let image = target.open(&args.edit.image)?;
-        let forest = image.forest();
-        let node = target.find(&image, &forest)?;
-        let kind = forest.attributes(node)?.kind;
-        ensure!(
-            kind != Kind::Directory || args.recursive || args.archive,
-            "{} is a directory: add -r or -a",
-            text.display()
-        );
+        let located = Located::open(text, &args.edit.image).and_then(|located| {
+            let fits = located.kind != Kind::Directory || args.recursive || args.archive;
+            ensure!(fits, "{} is a directory: add -r or -a", text.display());
+            Ok(located)
+        });
+        let Some(Located { target, image, forest, node, kind }) = one_of(sources, located, &mut outcome)? else {
+            continue;
+        };
         treeless::say(&treeless::below(&target, &image), &mut outcome);
         let (folder, name) = match (into, target.name()) {
             (true, Some(name)) => (dest.to_owned(), Some(name)),
@@ -102,7 +100,10 @@ pub fn run(args: &Args) -> Result<Outcome> {
 fn confine(args: &Args, sources: &[OsString], dest: &Path) -> Result<()> {
     let mut sandbox = args.edit.image.sandbox()?;
     for source in sources {
-        sandbox.image(&Target::parse(source)?.image);
+        // What is not there is said when it is opened.
+        if let Ok(target) = Target::parse(source) {
+            sandbox.image(&target.image);
+        }
     }
     sandbox.extract_to(dest, args.special);
     sandbox.enter()
@@ -518,7 +519,11 @@ fn enter(above: &Folder, row: &Row, path: &[u8]) -> Result<Folder> {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(destination(error)),
         }
-        rustix::fs::openat(&above.file, name, flags, Mode::empty()).map_err(destination)?
+        rustix::fs::openat(&above.file, name, flags, Mode::empty()).map_err(|error| match error {
+            // Not followed, and not replaced by a directory either.
+            Errno::NOTDIR | Errno::LOOP => anyhow::anyhow!("something that is no directory is there already"),
+            error => destination(error),
+        })?
     };
     Ok(Folder { file, row: row.clone(), path: path.to_vec() })
 }

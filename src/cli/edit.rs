@@ -417,7 +417,7 @@ fn about_name(error: Error, name: &[u8]) -> anyhow::Error {
     match error {
         Error::Invalid => anyhow::anyhow!(
             "the volume cannot hold the name \"{}\": FAT allows neither \" * / : < > ? \\ | and control characters, \
-             nor a dot or a space at the end",
+             nor a dot or a space at the end; with iocharset= nothing that is not in that character set",
             printable(name)
         ),
         other => other.into(),

@@ -1,5 +1,6 @@
 //! Man pages and shell completions, from the same definitions as `--help`.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -29,6 +30,9 @@ pub struct CompletionsArgs {
 }
 
 pub fn completions(args: &CompletionsArgs) -> Result<Outcome> {
-    clap_complete::generate(args.shell, &mut Cli::command(), "imgfs", &mut std::io::stdout().lock());
+    // Into memory: it does not expect that writing can fail.
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "imgfs", &mut script);
+    std::io::stdout().write_all(&script)?;
     Ok(Outcome::Complete)
 }

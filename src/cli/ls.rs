@@ -9,7 +9,7 @@ use imgfs::forest::Forest;
 use serde_json::{Value, json};
 
 use super::sandbox::Sandbox;
-use super::target::{ImageArgs, Target};
+use super::target::{ImageArgs, Located, one_of};
 use super::walk::{self, Row, Step};
 use super::{Outcome, document, treeless};
 
@@ -43,11 +43,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let mut out = std::io::stdout().lock();
     let mut outcome = Outcome::Complete;
     for (at, text) in args.targets.iter().enumerate() {
-        let target = Target::parse(text)?;
-        let image = target.open(&args.image)?;
-        let forest = image.forest();
-        let node = target.find(&image, &forest)?;
-        let kind = forest.attributes(node)?.kind;
+        let located = one_of(&args.targets, Located::open(text, &args.image), &mut outcome)?;
+        let Some(Located { target, image, forest, node, kind }) = located else { continue };
         let name = target.name().map(|name| name.into_encoded_bytes()).unwrap_or_default();
         if args.targets.len() > 1 && kind == Kind::Directory {
             writeln!(out, "{}{}:", if at > 0 { "\n" } else { "" }, imgfs::text::printable(text.as_encoded_bytes()))?;
@@ -76,15 +73,9 @@ fn as_json(args: &Args) -> Result<Outcome> {
     let mut outcome = Outcome::Complete;
     let mut listings = Vec::new();
     for text in &args.targets {
-        let target = Target::parse(text)?;
-        let image = target.open(&args.image)?;
-        let forest = image.forest();
-        let node = target.find(&image, &forest)?;
-        let top = Row {
-            node,
-            name: target.name().map(OsString::into_encoded_bytes).unwrap_or_default(),
-            kind: forest.attributes(node)?.kind,
-        };
+        let located = one_of(&args.targets, Located::open(text, &args.image), &mut outcome)?;
+        let Some(Located { target, image, forest, node, kind }) = located else { continue };
+        let top = Row { node, name: target.name().map(OsString::into_encoded_bytes).unwrap_or_default(), kind };
         let mut entries = Vec::new();
         if top.kind == Kind::Directory && !args.recursive {
             let (rows, failed) = walk::rows(&forest, node);

@@ -363,7 +363,7 @@ fn tree(image: &Image, options: &MountOptions, mountpoint: &Path) -> Result<Arc<
     match (part.map(|part| &part.tree), wanted) {
         (Some(Tree::Open { tree, .. }), _) => {
             let symlinks = symlinks(options, SymlinkChoice::AsIs, mountpoint);
-            Ok(Arc::new(Escaped::new(tree.clone()).with_symlinks(symlinks)))
+            Ok(Arc::new(Escaped::new(tree.clone()).with_symlinks(symlinks).with_charset(image.charset)))
         }
         (Some(Tree::Encrypted(_)), _) => bail!("this volume is encrypted: --key-file FILE opens it"),
         (Some(Tree::Broken(error)), _) => Err(error.clone()).context("this volume has no tree"),
@@ -575,6 +575,7 @@ fn free_mountpoint(wanted: &Path, image: &Path) -> Result<PathBuf> {
         }
         _ => shown.to_string(),
     })?;
+    ensure!(found.is_dir() || found.is_file(), "{shown}: neither a folder nor a file: nothing is mounted there");
     let swapped = image.is_dir() && !found.is_dir();
     ensure!(!swapped, "{}: is a directory: the image comes first, then the mount point", image.display());
     Ok(found)

@@ -11,6 +11,7 @@ use imgfs::device::overlay::{self, Overlay};
 use imgfs::error::Error;
 use imgfs::filesystem::NameMap;
 use imgfs::stack::{self, Writing};
+use imgfs::text::charset::{self, Charset};
 use imgfs::text::printable;
 
 use super::provenance::Log;
@@ -47,6 +48,10 @@ pub struct MountOptions {
     pub key_files: Vec<PathBuf>,
     /// `nokey`: encrypted volumes stay closed, and nobody is asked.
     pub no_key: bool,
+    /// `iocharset=`: the character set of names; UTF-8 when `None`.
+    iocharset: Option<Charset>,
+    /// `utf8`: it is UTF-8 all the same.
+    utf8: bool,
     /// `symlinks=`: what becomes of symbolic links.
     pub symlinks: Option<SymlinkChoice>,
 }
@@ -224,7 +229,12 @@ pub const KNOWN: &[Known] = &[
     ),
     known("mode", "OCTAL", "permissions of files on a medium that has none (ISO 9660, FAT); dmode= of directories"),
     known("dmode", "OCTAL", ""),
-    known("iocharset", "utf8", ""),
+    known(
+        "iocharset",
+        "CHARSET",
+        "FAT, Joliet: show names in this character set, not in UTF-8 (koi8-r, iso8859-1, ...)",
+    ),
+    known("utf8", "[BOOL]", "UTF-8 whatever iocharset= says; utf8=0 takes that back"),
     known("owners", "", "the disk's owners and permissions (the default for root)"),
     known("noowners", "", "everything belongs to the caller and is readable (the default for others)"),
     known("uid", "USER", "owner of all files: a number, or a name of this host"),
@@ -287,7 +297,6 @@ const IGNORED: &[&str] = &[
     "sync",
     "async",
     "dirsync",
-    "utf8",
     "nouser",
     "silent",
     "loud",
@@ -296,6 +305,44 @@ const IGNORED: &[&str] = &[
     "iversion",
     "noiversion",
     "nosymfollow",
+];
+
+/// Words of the kernel's vfat, isofs and ext4 that are about what imgfs does in one way only.
+const KERNELS: &[&str] = &[
+    "acl",
+    "allow_utime",
+    "barrier",
+    "block",
+    "check",
+    "commit",
+    "conv",
+    "cruft",
+    "data",
+    "discard",
+    "errors",
+    "fat",
+    "flush",
+    "hide",
+    "journal_checksum",
+    "nfs",
+    "noacl",
+    "nobarrier",
+    "nocompress",
+    "nonumtail",
+    "nouser_xattr",
+    "overriderockperm",
+    "quiet",
+    "resgid",
+    "resuid",
+    "rodir",
+    "sb",
+    "shortname",
+    "showassoc",
+    "sys_immutable",
+    "unhide",
+    "uni_xlate",
+    "usefree",
+    "user_xattr",
 ];
 
 impl MountOptions {
@@ -309,6 +356,7 @@ impl MountOptions {
             };
             options.set(name, value).with_context(|| format!("-o {word}"))?;
         }
+        options.stack.charset = options.iocharset.filter(|_| !options.utf8);
         Ok(options)
     }
 
@@ -334,8 +382,8 @@ impl MountOptions {
             "timeout" => {
                 self.timeout = Some(number::<u64>(text)?).filter(|&seconds| seconds > 0).map(Duration::from_secs)
             }
-            "iocharset" if matches!(text, "utf8" | "utf-8" | "UTF-8") => {}
-            "iocharset" => bail!("names are always shown in UTF-8; codepage= says what a FAT has on the disk"),
+            "iocharset" => self.iocharset = charset(text)?,
+            "utf8" => self.utf8 = truth(value.unwrap_or("1"))?,
             "mode" => self.stack.filesystem.mode = Some(octal(text)?),
             "dmode" => self.stack.filesystem.dmode = Some(octal(text)?),
             "showexec" => self.stack.filesystem.showexec = true,
@@ -368,7 +416,7 @@ impl MountOptions {
                 self.stack.container.cache_size = self.stack.cache_size;
             }
             "codepage" => self.stack.filesystem.codepage = Some(number(text)?),
-            "time_offset" => self.stack.filesystem.time_offset = number(text)?,
+            "time_offset" => self.stack.filesystem.time_offset = time_offset(text)?,
             "tz" if text.eq_ignore_ascii_case("utc") => self.stack.filesystem.time_offset = 0,
             "tz" => bail!("only UTC is known; time_offset= takes any zone, in minutes"),
             "norock" => self.stack.filesystem.norock = true,
@@ -399,21 +447,33 @@ fn unknown(name: &str) -> anyhow::Error {
         "remount" => {
             return anyhow::anyhow!("imgfs cannot change a mount that is there: unmount it, and mount the image again");
         }
-        "quiet" | "check" | "conv" | "fat" | "shortname" | "errors" | "data" | "barrier" => {
+        name if KERNELS.contains(&name) => {
             return anyhow::anyhow!("a word of the kernel's own drivers that imgfs does not have; leave it out");
         }
         _ => {}
     }
     let names = KNOWN.iter().map(|known| known.name).chain(IGNORED.iter().copied());
-    let nearest = names.map(|known| (strsim::damerau_levenshtein(known, name), known)).min();
-    match nearest.filter(|(distance, known)| *distance <= known.len().div_ceil(2)) {
-        Some((_, known)) => anyhow::anyhow!("unknown option; did you mean {known}?"),
+    match nearest(names, name) {
+        Some(known) => anyhow::anyhow!("unknown option; did you mean {known}?"),
         None => anyhow::anyhow!("unknown option; `imgfs mount --help` lists them"),
     }
 }
 
+/// What was probably meant.
+fn nearest(names: impl Iterator<Item = &'static str>, wanted: &str) -> Option<&'static str> {
+    let nearest = names.map(|known| (strsim::damerau_levenshtein(known, wanted), known)).min();
+    nearest.filter(|(distance, known)| *distance <= known.len().div_ceil(2)).map(|(_, known)| known)
+}
+
 fn number<T: std::str::FromStr>(text: &str) -> Result<T> {
     text.parse().map_err(|_| anyhow::anyhow!("{text:?} is not a number in range"))
+}
+
+/// Minutes, of a day at the most: as the kernel's vfat takes it.
+fn time_offset(text: &str) -> Result<i32> {
+    let minutes = number(text)?;
+    ensure!((-1440..=1440).contains(&minutes), "it is in minutes, from -1440 to 1440");
+    Ok(minutes)
 }
 
 /// The owner's or the group's number: as it is, or by its name in a file of the host. To be asked for
@@ -443,6 +503,24 @@ fn symlinks(text: &str) -> Result<SymlinkChoice> {
         "hide" => Ok(SymlinkChoice::Hide),
         _ => bail!("the words are asis, rewrite and hide"),
     }
+}
+
+/// The words for it that the kernel's vfat takes.
+fn truth(text: &str) -> Result<bool> {
+    match text {
+        "1" | "yes" | "true" => Ok(true),
+        "0" | "no" | "false" => Ok(false),
+        _ => bail!("the words are 1, yes, true and 0, no, false"),
+    }
+}
+
+/// A character set by its name; `None` for UTF-8.
+fn charset(text: &str) -> Result<Option<Charset>> {
+    let unknown = || match nearest(charset::names(), text) {
+        Some(known) => anyhow::anyhow!("a character set that imgfs does not have; did you mean {known}?"),
+        None => anyhow::anyhow!("a character set that imgfs does not have; utf8, iso8859-1, koi8-r, cp1251, sjis are"),
+    };
+    Charset::named(text).ok_or_else(unknown)
 }
 
 /// The words of the kernel's isofs, and its letters for them.
@@ -507,6 +585,26 @@ mod tests {
         assert!(message("remount,ro").contains("unmount it"));
         assert!(message("uid=no:body").contains("is neither a number nor a user in /etc/passwd"));
         assert!(message("umask=9").contains("octal"));
+        assert!(message("time_offset=3600").contains("in minutes"));
+        for word in ["shortname=mixed", "flush", "errors=remount-ro", "user_xattr", "block=512"] {
+            assert!(message(word).contains("leave it out"), "{word}");
+        }
+    }
+
+    #[test]
+    fn a_character_set_has_a_name_and_utf8_overrides_it() {
+        let shown = |text| MountOptions::parse([text]).unwrap().stack.charset.map(|set| format!("{set:?}"));
+        for text in ["iocharset=utf8", "utf8", "iocharset=koi8-r,utf8", "utf8=yes,iocharset=koi8-r", "iocharset=UTF-8"]
+        {
+            assert_eq!(shown(text), None, "{text}");
+        }
+        for text in ["iocharset=koi8-r", "utf8=1,iocharset=KOI8R,utf8=0"] {
+            assert_eq!(shown(text).as_deref(), Some("koi8-r"), "{text}");
+        }
+        let message = |text| format!("{:#}", MountOptions::parse([text]).unwrap_err());
+        let unknown = message("iocharset=koi9-r");
+        assert_eq!(unknown, "-o iocharset=koi9-r: a character set that imgfs does not have; did you mean koi8-r?");
+        assert!(message("utf8=2").contains("the words are"));
     }
 
     #[test]
@@ -536,7 +634,8 @@ mod tests {
             let value = match known.value {
                 "" => String::new(),
                 "OCTAL" => "=022".to_owned(),
-                "UTC" | "zero" | "utf8" => format!("={}", known.value),
+                "UTC" | "zero" => format!("={}", known.value),
+                "CHARSET" => "=koi8-r".to_owned(),
                 words if words.contains('|') => format!("={}", words.split('|').next().unwrap()),
                 _ => "=1".to_owned(),
             };

@@ -128,7 +128,12 @@ fn read(list: &Path, kind: Kind, is_image: &dyn Fn(&[u8]) -> bool) -> Vec<Stored
     let mut found = Vec::new();
     let mut rows = 0u32;
     for line in text.split(|&byte| byte == b'\n') {
-        let Some(row) = Row::parse(line, kind) else { continue };
+        let Some(row) = Row::parse(line, kind) else {
+            if damaged(line).is_some_and(|path| matches!(kind, Kind::List(_)) && is_image(path)) {
+                found.push(stored(Err("the row about it has no whole digest".to_owned())));
+            }
+            continue;
+        };
         rows += 1;
         let about = match (&row.path, kind) {
             (Some(path), Kind::List(_)) => is_image(path),
@@ -155,7 +160,21 @@ fn contents(list: &Path) -> Result<Vec<u8>> {
     anyhow::ensure!(file.metadata()?.is_file(), "it is no file");
     file.take(MAX_LIST + 1).read_to_end(&mut text)?;
     anyhow::ensure!(text.len() as u64 <= MAX_LIST, "it is too large for a list of digests");
+    // Editors of Windows put a mark of UTF-8 in front.
+    if text.starts_with(b"\xef\xbb\xbf") {
+        text.drain(..3);
+    }
     Ok(text)
+}
+
+/// The path of a row whose digest was cut or has something else in it.
+fn damaged(line: &[u8]) -> Option<&[u8]> {
+    let line = line.trim_ascii();
+    let (word, path) = line.split_at(line.iter().position(u8::is_ascii_whitespace)?);
+    let path = path.trim_ascii_start();
+    // A word of a comment is shorter.
+    let is_digest = word.len() >= 16 && word.iter().all(u8::is_ascii_alphanumeric);
+    is_digest.then(|| path.strip_prefix(b"*").unwrap_or(path))
 }
 
 /// One digest of a list.

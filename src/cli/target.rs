@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 use imgfs::error::Error;
-use imgfs::filesystem::{FileSystem, NodeId};
+use imgfs::filesystem::{FileSystem, Kind, NodeId};
 use imgfs::forest::Forest;
 use imgfs::stack::{Image, Tree, Writing};
 use imgfs::text::printable;
@@ -17,6 +17,7 @@ use super::key::{self, KeyArgs};
 use super::options::{self, MountOptions};
 use super::progress;
 use super::sandbox::{SafetyArgs, Sandbox};
+use super::{Outcome, complaint, interrupt};
 
 /// How an image is named and read: the arguments that every command shares.
 #[derive(clap::Args, Clone)]
@@ -186,6 +187,45 @@ impl Target {
     pub fn name(&self) -> Option<OsString> {
         let name = self.path.split(|&byte| byte == b'/').rfind(|name| !name.is_empty() && *name != b".")?;
         Some(OsString::from_vec(name.to_vec()))
+    }
+}
+
+/// An image that is open at what its path names.
+pub struct Located {
+    /// What was named.
+    pub target: Target,
+    /// The image.
+    pub image: Image,
+    /// What a mount of it shows.
+    pub forest: Forest,
+    /// What is at the path.
+    pub node: NodeId,
+    /// What that is.
+    pub kind: Kind,
+}
+
+impl Located {
+    /// Opens an image, and looks for what is named in it.
+    pub fn open(text: &OsStr, args: &ImageArgs) -> Result<Self> {
+        let target = Target::parse(text)?;
+        let image = target.open(args)?;
+        let forest = image.forest();
+        let node = target.find(&image, &forest)?;
+        let kind = forest.attributes(node)?.kind;
+        Ok(Self { target, image, forest, node, kind })
+    }
+}
+
+/// What is said of one of several names that cannot be had: it does not keep the others from their turn.
+/// Of the only one it is the error of the command.
+pub fn one_of<T>(names: &[OsString], had: Result<T>, outcome: &mut Outcome) -> Result<Option<T>> {
+    match had {
+        Err(error) if names.len() > 1 && !interrupt::is_caught() => {
+            eprintln!("imgfs: {}", complaint(&error));
+            *outcome = Outcome::Partial;
+            Ok(None)
+        }
+        had => had.map(Some),
     }
 }
 

@@ -1,6 +1,6 @@
 //! A regular file or block device of the host, opened read-only.
 
-use std::fs::File;
+use std::fs::{File, FileType};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
@@ -24,6 +24,9 @@ impl HostFile {
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let io = |source| Error::io(name.clone(), source);
+        // Asked first: what may not even be opened by a confined program is said for what it is.
+        let found = std::fs::metadata(path).ok();
+        found.and_then(|found| no_image(found.file_type())).map_or(Ok(()), |error| Err(io(error)))?;
         // Non-blocking, so that a named pipe is refused below and not waited for.
         let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
         let file = std::os::unix::fs::OpenOptionsExt::custom_flags(File::options().read(true), flags)
@@ -42,13 +45,19 @@ impl HostFile {
             let sector_size = rustix::fs::ioctl_blksszget(&file).map_err(|e| io(e.into()))?;
             return Ok(Self { file, name, size, sector_size, holes: false });
         }
-        if !kind.is_file() {
-            let reason =
-                if kind.is_dir() { "is a directory, not an image" } else { "is neither a file nor a block device" };
-            return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, reason)));
-        }
+        no_image(kind).map_or(Ok(()), |error| Err(io(error)))?;
         Ok(Self { file, name, size: metadata.len(), sector_size: 512, holes: true })
     }
+}
+
+/// Why what is of this kind is no image.
+fn no_image(kind: FileType) -> Option<std::io::Error> {
+    let reason = match (kind.is_dir(), kind.is_file() || kind.is_block_device()) {
+        (true, _) => "is a directory, not an image",
+        (_, true) => return None,
+        _ => "is neither a file nor a block device",
+    };
+    Some(std::io::Error::new(std::io::ErrorKind::InvalidInput, reason))
 }
 
 impl BlockDevice for HostFile {

@@ -13,9 +13,9 @@
 //! *Supported*: FAT12/16/32 with sectors of 512 to 16,384 bytes and clusters of any size, DOS 1.x
 //! floppies without parameter block, FAT32 by the backup of a wiped boot sector, one to four tables,
 //! mirroring off, long names, Windows NT's
-//! case bits, single-byte OEM code pages, times in a zone that the user names; all changes that
+//! case bits, OEM code pages, times in a zone that the user names; all changes that
 //! these structures can hold, in an order that survives a crash (see `commit`).
-//! *Not supported*: double-byte code pages, OS/2 extended attributes (their file is shown as it
+//! *Not supported*: OS/2 extended attributes (their file is shown as it
 //! is), TFAT, compressed volumes (DoubleSpace).
 //!
 //! Why not the crate that everyone knows: fatfs 0.3.6 made every directory in a way that
@@ -477,6 +477,10 @@ impl FileSystem for Fat {
             (None, Some(error)) => Err(error.clone()),
             (None, None) => Ok(None),
         }
+    }
+
+    fn has_unicode_names(&self) -> bool {
+        true
     }
 
     fn is_other_spelling(&self, dir: NodeId, name: &[u8]) -> Result<bool> {

@@ -305,6 +305,11 @@ impl FileSystem for Iso {
         })
     }
 
+    /// Joliet's alone; those of the other trees are bytes, as for the kernel.
+    fn has_unicode_names(&self) -> bool {
+        self.name_space == NameSpace::Joliet
+    }
+
     fn lookup(&self, dir: NodeId, name: &[u8]) -> Result<Option<NodeId>> {
         self.find(self.directory(dir)?, name)
     }

@@ -12,7 +12,10 @@
 //!   more than 1,000 bytes    its first 960 bytes, %~, a checksum of 16 digits
 //! ```
 //!
-//! The bytes on the medium of a name that is shown otherwise are an attribute of its node,
+//! Where another character set than UTF-8 is asked for, names that are Unicode on the medium are in it first,
+//! and what it does not have is escaped: see [`crate::text::charset`]. No such escape is one of the above.
+//!
+//! The bytes on the medium of a name that is shown otherwise (UTF-8 for what is Unicode there) are an attribute of its node,
 //! `user.imgfs.name`, from when the name was listed or looked up (of a node with several such names
 //! it is the last of those), for as long as it is among the last some ten thousand.
 //!
@@ -33,6 +36,7 @@ use std::sync::Arc;
 use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::filesystem::{Attributes, DirEntry, EntrySink, FileSystem, Kind, NodeId};
+use crate::text::charset::Charset;
 
 /// Longest name that is shown whole. A number still fits behind it: FUSE takes 1,024 bytes.
 const MAX_SHOWN: usize = 1_000;
@@ -71,6 +75,8 @@ pub(super) struct Names {
     /// By tree and node: the name on the medium, where another is shown.
     raw: Cache<(u64, NodeId), Arc<[u8]>>,
     hasher: RandomState,
+    /// Of names that are Unicode on the medium; UTF-8 when `None`.
+    charset: Option<Charset>,
 }
 
 /// The rows of a directory whose name another row has as well.
@@ -84,11 +90,61 @@ struct Twins {
 
 impl Default for Names {
     fn default() -> Self {
-        Self { twins: Cache::new(CACHE_SIZE), raw: Cache::new(CACHE_SIZE), hasher: RandomState::new() }
+        Self::new(None)
     }
 }
 
 impl Names {
+    /// Names in a character set.
+    pub(super) fn new(charset: Option<Charset>) -> Self {
+        let (twins, raw) = (Cache::new(CACHE_SIZE), Cache::new(CACHE_SIZE));
+        Self { twins, raw, hasher: RandomState::new(), charset }
+    }
+
+    fn charset(&self, tree: &dyn FileSystem) -> Option<Charset> {
+        self.charset.filter(|_| tree.has_unicode_names())
+    }
+
+    /// A name as it is shown when no other row of its directory has it.
+    fn shown<'a>(&self, tree: &dyn FileSystem, name: Cow<'a, [u8]>) -> Cow<'a, [u8]> {
+        match self.charset(tree) {
+            Some(charset) if !name.is_ascii() || name.contains(&b'%') => shown(charset.encode_name(&name).into()),
+            _ => shown(name),
+        }
+    }
+
+    /// The name on the medium that is shown so; `None` for what is not in the character set.
+    fn unshown<'a>(&self, tree: &dyn FileSystem, name: &'a [u8]) -> Option<Cow<'a, [u8]>> {
+        let raw = unescaped(name);
+        match self.charset(tree) {
+            Some(charset) if !raw.is_ascii() || raw.contains(&b'%') => charset.decode_name(&raw).map(Cow::Owned),
+            _ => Some(raw),
+        }
+    }
+
+    /// The name on the medium of a row that is there, or would be: for whoever makes, renames or removes it.
+    pub(super) fn stored<'a>(&self, tree: &dyn FileSystem, dir: NodeId, name: &'a [u8]) -> Result<Cow<'a, [u8]>> {
+        if has_checksum(name)
+            && let Some((_, stored)) = self.find_long(tree, dir, name)?
+        {
+            return Ok(stored.into());
+        }
+        self.unshown(tree, name).ok_or(Error::Invalid)
+    }
+
+    /// The row of a name that is shown by its start and its checksum.
+    fn find_long(&self, tree: &dyn FileSystem, dir: NodeId, name: &[u8]) -> Result<Option<(NodeId, Vec<u8>)>> {
+        let mut found = None;
+        tree.read_dir(dir, 0, &mut |entry| {
+            // The escapes of a name take no more than four times its room.
+            if entry.name.len() > MAX_SHOWN / 4 && self.shown(tree, entry.name.clone()).as_ref() == name {
+                found = Some((entry.node, entry.name.into_owned()));
+            }
+            found.is_none()
+        })?;
+        Ok(found)
+    }
+
     fn remember(&self, tree: u64, node: NodeId, raw: &[u8]) {
         self.raw.insert((tree, node), raw.into(), raw.len().saturating_add(128) as u64);
     }
@@ -125,8 +181,8 @@ impl Names {
             let number = twins.as_ref().and_then(|twins| twins.numbers.get(&entry.next));
             let whole = entry.name.clone();
             let name = match number {
-                Some(number) => Cow::Owned(numbered(&shown(entry.name), *number)),
-                None => shown(entry.name),
+                Some(number) => Cow::Owned(numbered(&self.shown(tree, entry.name), *number)),
+                None => self.shown(tree, entry.name),
             };
             if name != whole {
                 self.remember(number_of_tree, entry.node, &whole);
@@ -142,31 +198,28 @@ impl Names {
         dir: NodeId,
         name: &[u8],
     ) -> Result<Option<NodeId>> {
-        if tree.writer().is_none() {
-            if let Some((plain, twin)) = split_number(name) {
-                let twins = self.twins(tree, number, dir);
-                let found = twins.and_then(|twins| twins.nodes.get(&(plain.into(), twin)).copied());
-                if let Some(node) = found {
-                    // Of a long name with a checksum the listing knew it.
-                    if !has_checksum(plain) {
-                        self.remember(number, node, &unescaped(plain));
-                    }
-                }
-                return Ok(found);
+        if tree.writer().is_none()
+            && let Some((plain, twin)) = split_number(name)
+        {
+            let twins = self.twins(tree, number, dir);
+            let found = twins.and_then(|twins| twins.nodes.get(&(plain.into(), twin)).copied());
+            // Of a long name with a checksum the listing knew it.
+            if let (Some(node), Some(raw)) = (found, self.unshown(tree, plain).filter(|_| !has_checksum(plain))) {
+                self.remember(number, node, &raw);
             }
-            if has_checksum(name) {
-                let mut found = None;
-                tree.read_dir(dir, 0, &mut |entry| {
-                    if entry.name.len() > MAX_SHOWN / 3 && shown(entry.name.clone()).as_ref() == name {
-                        found = Some(entry.node);
-                        self.remember(number, entry.node, &entry.name);
-                    }
-                    found.is_none()
-                })?;
-                return Ok(found);
+            return Ok(found);
+        }
+        if has_checksum(name) {
+            let found = self.find_long(tree, dir, name)?;
+            if let Some((node, raw)) = &found {
+                self.remember(number, *node, raw);
+            }
+            // Where it can be written to, somebody may have given a file this very name.
+            if found.is_some() || tree.writer().is_none() {
+                return Ok(found.map(|(node, _)| node));
             }
         }
-        let raw = unescaped(name);
+        let Some(raw) = self.unshown(tree, name) else { return Ok(None) };
         let found = tree.lookup(dir, &raw)?;
         if let (Some(node), true) = (found, *raw != *name) {
             self.remember(number, node, &raw);
@@ -190,7 +243,7 @@ impl Names {
     fn find_twins(&self, tree: &dyn FileSystem, dir: NodeId) -> Option<Twins> {
         let mut seen: Vec<u64> = Vec::new();
         drop(tree.read_dir(dir, 0, &mut |entry| {
-            seen.push(self.hasher.hash_one(shown(entry.name)));
+            seen.push(self.hasher.hash_one(self.shown(tree, entry.name)));
             seen.len() < MOST_ROWS
         }));
         seen.sort_unstable();
@@ -205,7 +258,7 @@ impl Names {
         drop(tree.read_dir(dir, 0, &mut |entry| {
             let (node, next) = (entry.node, entry.next);
             let original = entry.name.clone().into_owned();
-            let name = shown(entry.name);
+            let name = self.shown(tree, entry.name);
             if repeated.contains(&self.hasher.hash_one(&name)) {
                 // The plain name is of the row that a look-up of it finds.
                 let found = || tree.lookup(dir, &original).ok().flatten().unwrap_or(node);
@@ -286,7 +339,7 @@ impl Symlinks {
     }
 }
 
-/// A name as it is shown when no other row of its directory has it.
+/// A name that a path can hold, and FUSE.
 fn shown(name: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
     if name.is_empty() {
         return Cow::Borrowed(EMPTY);
@@ -299,7 +352,7 @@ fn shown(name: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
     if escape.len() <= MAX_SHOWN {
         return escape;
     }
-    // Neither an escape nor a character is cut in two.
+    // Neither an escape of ours nor a character of UTF-8 is cut in two.
     let mut end = MAX_START;
     while end > MAX_START - 4 && escape.get(end).is_some_and(|byte| byte & 0xc0 == 0x80) {
         end = end.saturating_sub(1);

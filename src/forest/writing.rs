@@ -5,12 +5,13 @@
 //! whose flat file was written to is decoded anew; and at any time a volume is written to in one of
 //! the two ways only.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Escaped, Flat, Forest, NakedDisk, Planted, Synthetic, Target, Writers, grafted, unescaped};
+use super::{Escaped, Flat, Forest, NakedDisk, Planted, Synthetic, Target, Writers, grafted};
 use crate::cache::lock;
 use crate::device::{BlockDevice, Extent};
 use crate::error::{Error, Result};
@@ -178,6 +179,14 @@ impl Forest {
         self.trees.iter().filter(|planted| planted.overlaps(range)).try_for_each(Planted::settle)
     }
 
+    /// The name on the medium of one that is shown in a directory.
+    fn stored<'a>(&self, dir: NodeId, name: &'a [u8]) -> Result<Cow<'a, [u8]>> {
+        match self.target(dir)? {
+            Target::Tree(tree, _, own) => self.names.stored(tree.as_ref(), own, name),
+            Target::Synthetic(_) => Err(Error::ReadOnly),
+        }
+    }
+
     /// Changes a tree. [`Error::Busy`] while someone writes to its flat file.
     fn change<T>(
         &self,
@@ -247,7 +256,8 @@ impl Forest {
 
 impl FileSystemWrite for Forest {
     fn create(&self, dir: NodeId, name: &[u8], new: NewNode) -> Result<NodeId> {
-        self.change(dir, |writer, own, number| Ok(grafted(number, writer.create(own, &unescaped(name), new)?)))
+        let name = self.stored(dir, name)?;
+        self.change(dir, |writer, own, number| Ok(grafted(number, writer.create(own, &name, new)?)))
     }
 
     fn write(&self, file: NodeId, buf: &[u8], offset: u64, now: Timestamp) -> Result<()> {
@@ -275,16 +285,18 @@ impl FileSystemWrite for Forest {
                 matches!(self.target(dir)?, Target::Tree(..)) || matches!(self.target(new_dir)?, Target::Tree(..));
             return Err(if apart { Error::CrossDevice } else { Error::ReadOnly });
         };
+        let (name, new_name) = (self.stored(dir, name)?, self.stored(new_dir, new_name)?);
         self.change(dir, |writer, own, number| {
             if number != new_number {
                 return Err(Error::CrossDevice);
             }
-            writer.rename(own, &unescaped(name), new_own, &unescaped(new_name), replace)
+            writer.rename(own, &name, new_own, &new_name, replace)
         })
     }
 
     fn remove(&self, dir: NodeId, name: &[u8], directory: bool) -> Result<()> {
-        self.change(dir, |writer, own, _| writer.remove(own, &unescaped(name), directory))
+        let name = self.stored(dir, name)?;
+        self.change(dir, |writer, own, _| writer.remove(own, &name, directory))
     }
 
     fn set_xattr(&self, node: NodeId, name: &[u8], value: &[u8]) -> Result<()> {
@@ -355,11 +367,15 @@ impl Escaped {
     fn inner(&self) -> Result<&dyn FileSystemWrite> {
         self.tree.writer().ok_or(Error::ReadOnly)
     }
+
+    fn stored<'a>(&self, dir: NodeId, name: &'a [u8]) -> Result<Cow<'a, [u8]>> {
+        self.names.stored(self.tree.as_ref(), dir, name)
+    }
 }
 
 impl FileSystemWrite for Escaped {
     fn create(&self, dir: NodeId, name: &[u8], new: NewNode) -> Result<NodeId> {
-        self.inner()?.create(dir, &unescaped(name), new)
+        self.inner()?.create(dir, &self.stored(dir, name)?, new)
     }
 
     fn write(&self, file: NodeId, buf: &[u8], offset: u64, now: Timestamp) -> Result<()> {
@@ -371,11 +387,12 @@ impl FileSystemWrite for Escaped {
     }
 
     fn rename(&self, dir: NodeId, name: &[u8], new_dir: NodeId, new_name: &[u8], replace: bool) -> Result<()> {
-        self.inner()?.rename(dir, &unescaped(name), new_dir, &unescaped(new_name), replace)
+        let (name, new_name) = (self.stored(dir, name)?, self.stored(new_dir, new_name)?);
+        self.inner()?.rename(dir, &name, new_dir, &new_name, replace)
     }
 
     fn remove(&self, dir: NodeId, name: &[u8], directory: bool) -> Result<()> {
-        self.inner()?.remove(dir, &unescaped(name), directory)
+        self.inner()?.remove(dir, &self.stored(dir, name)?, directory)
     }
 
     fn set_xattr(&self, node: NodeId, name: &[u8], value: &[u8]) -> Result<()> {

@@ -52,6 +52,9 @@ fn a_slip_in_the_name_of_a_command_or_an_image_is_answered_with_what_was_meant()
     desk.refuses("ls -", "-: an image is read from any place at any time, which a pipe cannot do: put it into a file");
     desk.refuses("ls demo.img:/nosuch", "demo.img:/nosuch: no such file or directory");
     desk.refuses("mnt demo.img", "mnt: is a directory: the image comes first, then the mount point");
+    desk.0.sh("coreutils", "mkfifo pipe");
+    desk.refuses("demo.img pipe", "pipe: neither a folder nor a file: nothing is mounted there");
+    desk.refuses("ls pipe", "pipe: is neither a file nor a block device");
     desk.refuses("cat demo.img", "demo.img is a whole image: its bytes are demo.img:/disk.img");
     desk.refuses("cat demo.img:/p2/notes", "demo.img:/p2/notes is a symbolic link to home/ada/notes.txt");
     desk.refuses(
@@ -73,6 +76,49 @@ fn a_part_without_a_tree_says_why_nothing_is_in_it() {
         "ls zeros.img:/disk/x",
         "zeros.img:/disk/x (disk has no file system that imgfs knows): no such file or directory",
     );
+}
+
+#[test]
+fn what_cannot_be_had_of_several_things_does_not_keep_the_others_from_their_turn() {
+    let desk = Desk::new();
+    let missing = "imgfs: demo.img:/files/no: no such file or directory\n";
+    let nowhere = "imgfs: no.img: No such file or directory (os error 2)\n";
+    let (code, text) = desk.says("cat demo.img:/files/no no.img demo.img:/files/etc/hostname");
+    assert_eq!((code, text), (Some(1), format!("demo\n{missing}{nowhere}")));
+    let (code, text) = desk.says("ls demo.img:/files/no no.img demo.img:/files/etc/hostname");
+    assert_eq!((code, text), (Some(1), format!("hostname\n{missing}{nowhere}")));
+    let (code, text) = desk.says("ls --json demo.img:/files/no demo.img:/files/etc/hostname");
+    assert!(code == Some(1) && text.contains("\"hostname\"") && text.ends_with(missing), "{text}");
+    let (code, text) = desk.says("cp demo.img:/files/no no.img demo.img:/files/etc demo.img:/files/etc/hostname mnt");
+    assert_eq!(
+        (code, text),
+        (Some(1), format!("{missing}{nowhere}imgfs: demo.img:/files/etc is a directory: add -r or -a\n"))
+    );
+    assert_eq!(std::fs::read(desk.0.path("mnt/hostname")).unwrap(), b"demo\n");
+    // A directory does not take the place of a file.
+    let (code, text) = desk.says("cp -r demo.img:/files/etc mnt/hostname");
+    assert_eq!((code, text.as_str()), (Some(1), "imgfs: hostname: something that is no directory is there already\n"));
+    assert_eq!(std::fs::read(desk.0.path("mnt/hostname")).unwrap(), b"demo\n");
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error_of_every_command() {
+    let desk = Desk::new();
+    for line in [
+        "ls demo.img",
+        "cat demo.img:/files/etc/hostname demo.img:/files/etc/hostname",
+        "info demo.img",
+        "tree demo.img",
+        "hash demo.img",
+        "manifest demo.img",
+        "completions bash",
+    ] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = imgfs().current_dir(desk.0.folder()).args(line.split(' ')).stdout(full).output().unwrap();
+        let said = said(output);
+        assert!(said.code == Some(1) && said.err.lines().count() == 1, "{line}: {said:?}");
+        assert!(said.err.contains("No space left on device"), "{line}: {said:?}");
+    }
 }
 
 #[test]

@@ -647,7 +647,7 @@ fn short_names_follow_the_code_page_and_the_case_bits() {
         );
     }
     let device: Device = Arc::new(Memory::new(volume.0.clone(), 512));
-    let unknown = (fat::FORMAT.open)(device, &Options { codepage: Some(932), ..Options::default() });
+    let unknown = (fat::FORMAT.open)(device, &Options { codepage: Some(933), ..Options::default() });
     assert!(matches!(unknown.err(), Some(Error::Unsupported { .. })));
 }
 

@@ -1,5 +1,6 @@
 //! Tests that need other tools: what they made is read here, and what they say is compared.
 
+mod charset;
 mod cli;
 mod compressed;
 mod containers;

@@ -115,6 +115,16 @@ fn verify_compares_with_lists_of_digests_beside_the_image() {
         flipped(&image, name, &[0, 1 << 19]);
         std::fs::remove_file(scratch.path(name)).unwrap();
     }
+    // Written on Windows.
+    scratch.sh("coreutils", "{ printf '\\357\\273\\277'; sha256sum 'a disk.img'; } > 'a disk.img.sha256'");
+    flipped(&image, "a disk.img.sha256", &[1 << 19]);
+    std::fs::remove_file(scratch.path("a disk.img.sha256")).unwrap();
+    // A digest that is none any more is no reason to be silent.
+    for damage in ["cut -c 2-", "sed 's/^./x/'"] {
+        scratch.sh("coreutils", &format!("sha256sum 'a disk.img' | {damage} > SHA256SUMS"));
+        let said = verified(&image, 2);
+        assert!(said.out.contains("the row about it has no whole digest"), "{}", said.out);
+    }
     // About other files, and nothing at all.
     scratch.write("SHA256SUMS", b"0000000000000000000000000000000000000000000000000000000000000000  other.img\n");
     verified(&image, 2);
@@ -647,6 +657,22 @@ fn body_files_are_those_of_fls_and_mactime_reads_them() {
     };
     assert_eq!(timeline("ours"), timeline("theirs"));
     assert!(timeline("ours").iter().any(|line| line.contains("/p2/etc/hostname")));
+}
+
+#[test]
+fn mactime_reads_every_name_of_a_body_file_as_it_is() {
+    let scratch = Scratch::new();
+    scratch.sh(
+        "e2fsprogs",
+        "mkdir t; touch t/a%41b t/%0Aend 't/pi|pe' t/100% 't/50 %zz'; mke2fs -q -t ext4 -d t e.img 2M",
+    );
+    let ours = ok(&["manifest", "--format", "bodyfile", &format!("{}:/disk", text(&scratch.path("e.img")))]);
+    scratch.write("ours", ours.as_bytes());
+    let read = scratch.sh("sleuthkit", "mactime -y -z UTC -b ours 2>&1");
+    for name in ["a%41b", "%0Aend", "pi|pe", "100%", "50 %zz"] {
+        assert!(read.lines().any(|line| line.ends_with(&format!(" /disk/{name}"))), "{name}: {read}");
+    }
+    assert!(!read.contains("uninitialized"), "{read}");
 }
 
 #[test]

@@ -591,6 +591,8 @@ fn a_wrong_base_or_a_wrong_overlay_is_said_with_what_to_do() {
         vec![text(&image), text(&scratch.path("")), "-o", "rw"],
     ] {
         refused(&args, advice);
+        let once = run(&args).err.matches("takes it all the same").count();
+        assert_eq!(once, 1, "{args:?}");
     }
     ok(&["discard", "--force-base", text(&overlay)]);
     assert!(!ok(&["ls", &format!("{}:/disk", text(&image))]).contains("NEW"));

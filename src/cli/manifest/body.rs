@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Times are whole seconds since 1970, 0 where there is none. The name of a link ends in ` -> target`.
-//! A `|` in a name would end the field: it is `%7C`.
+//! A `|` in a name would end the field: it is `%7C`, which mactime takes back; so a `%` that it would take
+//! for such an escape is `%25`.
 
 use std::io::Write;
 
@@ -36,7 +37,6 @@ impl Writer for Body<'_> {
         let has_digest = job.row.kind == Kind::File;
         let digest = facts.contents.iter().filter(|_| has_digest).find_map(|(_, digests)| digests.first());
         let time = |time: Option<Timestamp>| time.map_or(0, |time| time.seconds);
-        let field = |bytes: &[u8]| printable(bytes).replace('|', "%7C");
         let target = facts.target.as_ref().map_or(String::new(), |target| format!(" -> {}", field(target)));
         writeln!(
             out,
@@ -59,6 +59,22 @@ impl Writer for Body<'_> {
     fn end(&mut self, _out: &mut dyn Write) -> Result<()> {
         Ok(())
     }
+}
+
+/// A name as a field.
+fn field(name: &[u8]) -> String {
+    let text = printable(name);
+    let mut out = String::with_capacity(text.len());
+    for (at, c) in text.char_indices() {
+        let digits = text.as_bytes().get(at + 1..at + 3);
+        let is_escape = digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit));
+        match c {
+            '|' => out.push_str("%7C"),
+            '%' if is_escape => out.push_str("%25"),
+            c => out.push(c),
+        }
+    }
+    out
 }
 
 /// `r/rrwxr-xr-x`: the kind by name, the kind by inode, the permissions. What has none is `rwxrwxrwx`,

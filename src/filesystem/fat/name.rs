@@ -1,62 +1,61 @@
 //! Names: 8.3 in an OEM code page, long in UTF-16, compared without regard to case.
 
-use oem_cp::code_table::{DECODING_TABLE_CP_MAP, ENCODING_TABLE_CP_MAP};
-use oem_cp::code_table_type::TableType;
-
 use super::FAT;
 use crate::error::{Error, Result};
 use crate::text;
+use crate::text::charset::Charset;
 
 /// Most UTF-16 units in a long name.
 pub(super) const MAX_UNITS: usize = 255;
 
 /// The code page of short names.
 #[derive(Clone, Copy)]
-pub(super) struct CodePage {
-    number: u16,
-    decoding: &'static TableType,
-}
+pub(super) struct CodePage(Charset);
 
 impl CodePage {
-    /// The single-byte page of this number.
+    /// The page of this number: one byte a character, or one or two.
     pub fn new(number: u16) -> Result<Self> {
-        match DECODING_TABLE_CP_MAP.get(&number) {
-            Some(decoding) => Ok(Self { number, decoding }),
-            None => Err(Error::unsupported(FAT, format!("code page {number}"))),
-        }
+        let page = Charset::of_page(number).ok_or_else(|| Error::unsupported(FAT, format!("code page {number}")))?;
+        Ok(Self(page))
     }
 
-    /// The character of a byte; `None` where the page has none.
-    fn decode(self, byte: u8) -> Option<char> {
-        match byte.checked_sub(128).map(usize::from) {
-            None => Some(char::from(byte)),
-            Some(index) => match self.decoding {
-                TableType::Complete(table) => table.get(index).copied(),
-                TableType::Incomplete(table) => table.get(index).copied().flatten(),
-            },
-        }
-    }
-
-    /// The byte of a character; `None` where the page has none.
-    fn encode(self, c: char) -> Option<u8> {
-        if c.is_ascii() {
-            return u8::try_from(c).ok();
-        }
-        ENCODING_TABLE_CP_MAP.get(&self.number)?.get(&c).copied()
-    }
-
-    /// Text of one byte a character, in UTF-8. A byte that the page does not define stays as it
-    /// is: no two names become one.
-    fn push(self, bytes: &[u8], lower: bool, out: &mut Vec<u8>) {
-        for &byte in bytes {
-            match self.decode(byte) {
-                Some(c) => {
-                    let c = if lower { simple_case(c, true) } else { c };
-                    out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+    /// Text in UTF-8. A byte that the page does not define stays as it is: no two names become one.
+    fn push(self, mut bytes: &[u8], lower: bool, out: &mut Vec<u8>) {
+        while let Some((&first, rest)) = bytes.split_first() {
+            match self.0.decode_first(bytes) {
+                Some((chars, len)) => {
+                    for c in chars {
+                        let c = if lower { simple_case(c, true) } else { c };
+                        out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+                    }
+                    bytes = bytes.get(len..).unwrap_or_default();
                 }
-                None => out.push(byte),
+                None => {
+                    out.push(first);
+                    bytes = rest;
+                }
             }
         }
+    }
+
+    /// The bytes of a character in a short name; `None` for what cannot be in one.
+    fn encode_short(self, c: char) -> Option<Vec<u8>> {
+        let bytes = self.0.encode(simple_case(c, false))?;
+        // What follows a first byte can be any.
+        bytes.first().is_some_and(|first| fits_short(*first)).then_some(bytes)
+    }
+
+    /// As many whole characters as so many bytes hold.
+    fn start_of(self, text: &[u8], most: usize) -> &[u8] {
+        let mut end = 0usize;
+        while let Some(rest) = text.get(end..).filter(|rest| !rest.is_empty()) {
+            let len = self.0.decode_first(rest).map_or(1, |(_, len)| len);
+            if end.saturating_add(len) > most {
+                break;
+            }
+            end = end.saturating_add(len);
+        }
+        text.get(..end).unwrap_or_default()
     }
 
     /// The name of an 8.3 entry; `case` are Windows NT's bits for lower case.
@@ -161,6 +160,7 @@ fn join_short(base: &[u8], extension: &[u8]) -> [u8; 11] {
 
 /// What the short name of a long one is made from.
 pub(super) struct Basis {
+    page: CodePage,
     base: Vec<u8>,
     extension: Vec<u8>,
     /// Something was left out or replaced, so that a number must follow.
@@ -185,18 +185,17 @@ impl Basis {
                     lossy = true;
                     continue;
                 }
-                let byte = page.encode(simple_case(c, false)).filter(|&byte| fits_short(byte));
-                lossy |= byte.is_none();
-                out.push(byte.unwrap_or(b'_'));
+                let bytes = page.encode_short(c);
+                lossy |= bytes.is_none();
+                out.append(&mut bytes.unwrap_or_else(|| vec![b'_']));
             }
             lossy |= out.len() > most;
-            out.truncate(most);
-            out
+            page.start_of(&out, most).to_vec()
         };
         let base = convert(base, 8);
         let extension = convert(extension.get(1..).unwrap_or_default(), 3);
         let base = if base.is_empty() { b"_".to_vec() } else { base };
-        Self { base, extension, lossy }
+        Self { page, base, extension, lossy }
     }
 
     /// A short name that is not `taken`; `seed` varies with the name.
@@ -206,13 +205,13 @@ impl Basis {
             return Some(plain);
         }
         let tailed = |start: &[u8], tail: String| {
-            let room = 8usize.saturating_sub(tail.len()).min(start.len());
-            let base = [start.get(..room).unwrap_or_default(), tail.as_bytes()].concat();
+            let start = self.page.start_of(start, 8usize.saturating_sub(tail.len()));
+            let base = [start, tail.as_bytes()].concat();
             join_short(&base, &self.extension)
         };
         // Four in a row, and then a hash, or thousands of like names would take thousands of tries each.
         let counted = (1..=4).map(|number| tailed(&self.base, format!("~{number}")));
-        let two = self.base.get(..2).unwrap_or(&self.base);
+        let two = self.page.start_of(&self.base, 2);
         let hashed = (0..4096u64).map(|round| {
             let hash = seed.wrapping_add(round).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48;
             tailed(two, format!("{hash:04X}~{}", (round & 7).saturating_add(1)))
@@ -242,7 +241,11 @@ mod tests {
     use super::*;
 
     fn short(name: &str, taken: &[&str]) -> String {
-        let page = CodePage::new(437).unwrap();
+        short_in(437, name, taken)
+    }
+
+    fn short_in(page: u16, name: &str, taken: &[&str]) -> String {
+        let page = CodePage::new(page).unwrap();
         let units = check_new(name.as_bytes()).unwrap();
         let taken: Vec<&[u8]> = taken.iter().map(|name| name.as_bytes()).collect();
         let chosen = Basis::new(page, &units).choose(1, |short| taken.contains(&page.short_name(short, 0).as_slice()));
@@ -261,6 +264,20 @@ mod tests {
         assert_eq!(short("äöü", &[]), "ÄÖÜ");
         assert_eq!(short("日本", &[]), "__~1");
         assert_eq!(short("яx", &[]), "_X~1");
+    }
+
+    #[test]
+    fn a_character_of_two_bytes_is_never_cut() {
+        assert_eq!(short_in(932, "日本", &[]), "日本");
+        assert_eq!(short_in(932, "日本語版.txt", &[]), "日本語版.TXT");
+        assert_eq!(short_in(932, "a日本語版.txt", &[]), "A日本~1.TXT");
+        assert_eq!(short_in(932, "日本語版テキスト", &[]), "日本語~1");
+        assert_eq!(short_in(932, "x.日本", &[]), "X~1.日");
+        assert_eq!(short_in(949, "한글", &["한글"]), "한글~1");
+        // The second byte of the first character is a small letter: it is no letter.
+        assert_eq!(CodePage::new(932).unwrap().short_name(b"\x83a      TXT", 0), "ヂ.TXT".as_bytes());
+        // Half of a character stays a byte.
+        assert_eq!(CodePage::new(932).unwrap().short_name(b"ABC    \x83   ", 0), b"ABC    \x83");
     }
 
     #[test]
