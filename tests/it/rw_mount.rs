@@ -665,6 +665,19 @@ fn the_flat_disk_neither_grows_nor_shrinks() {
 }
 
 #[test]
+fn diff_names_what_was_hidden() {
+    let scratch = Scratch::new();
+    let image = floppy(&scratch);
+    ok(&["mkdir", "--in-place", &format!("{}:/disk/DIR", text(&image)), &format!("{}:/disk/OTHER", text(&image))]);
+    let mounted = Mounted::new(&image, &["-o", "rw"]);
+    let hidden = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(mounted.path("disk/DIR"), "user.fat.attributes", b"0x12", hidden).unwrap();
+    drop(mounted);
+    let said = ok(&["diff", text(&overlay_of(&image)), "--files"]);
+    assert_eq!(said.split_whitespace().collect::<Vec<_>>(), ["changed", "disk/DIR"]);
+}
+
+#[test]
 fn a_removed_file_lives_until_it_is_closed() {
     let scratch = Scratch::new();
     let image = floppy(&scratch);
