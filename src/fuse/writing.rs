@@ -199,6 +199,9 @@ impl Adapter {
         };
         self.change("setattr", ino, |writer, node| writer.set_attributes(node, &changes))?;
         self.forget_first_spelling(ino);
+        if wanted.size.is_some() && self.tree.is_shared(self.node(ino)) {
+            self.forget_contents();
+        }
         self.attr("setattr", ino)
     }
 }

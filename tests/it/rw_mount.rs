@@ -665,6 +665,59 @@ fn the_flat_disk_neither_grows_nor_shrinks() {
 }
 
 #[test]
+fn a_flat_file_that_is_opened_with_o_trunc_reads_as_zeros_where_nothing_is_written() {
+    let scratch = Scratch::new();
+    let image = floppy(&scratch);
+    let _untouched = Untouched::new(&image);
+    let (other, short, sparse) = (scratch.path("other.img"), scratch.path("short"), scratch.path("sparse"));
+    ok(&["create", text(&other), "--size", "1440K", "--label", "OTHER"]);
+    std::fs::write(&short, pattern(300_000, 5)).unwrap();
+    ok(&["cp", "--in-place", text(&short), &format!("{}:/files/SHORT", text(&other))]);
+    let mounted = Mounted::new(&image, &["-o", "rw"]);
+    let (flat, tree) = (mounted.path("disk.img"), mounted.path("disk"));
+    std::fs::write(mounted.path("disk/FIRST"), pattern(900_000, 1)).unwrap();
+    let shell = |line: String| tool("bash", "bash", &["-ec", &line]);
+    shell(format!("cat '{}' > '{}'", text(&other), text(&flat)));
+    assert_eq!(names(&tree), set(["SHORT"]));
+    assert_eq!(sha256(&flat), sha256(&other));
+    // cp leaves out what is a hole in its source.
+    File::create(&sparse).unwrap().set_len(1_474_560).unwrap();
+    OpenOptions::new().write(true).open(&sparse).unwrap().write_at(&pattern(9000, 8), 700_000).unwrap();
+    for line in ["cp --sparse=auto", "cp --sparse=always", "cp --sparse=never"] {
+        shell(format!("cat '{}' > '{}'; {line} '{}' '{}'", text(&other), text(&flat), text(&sparse), text(&flat)));
+        assert_eq!(sha256(&flat), sha256(&sparse), "{line}");
+    }
+    shell(format!(
+        "cat '{}' > '{}'; dd status=none if='{}' of='{}'",
+        text(&other),
+        text(&flat),
+        text(&short),
+        text(&flat)
+    ));
+    let mut expected = pattern(300_000, 5);
+    expected.resize(1_474_560, 0);
+    assert!(std::fs::read(&flat).unwrap() == expected);
+    shell(format!("dd status=none conv=notrunc if='{}' of='{}' bs=512", text(&other), text(&flat)));
+    assert_eq!(names(&tree), set(["SHORT"]));
+    // While someone writes to the tree, nothing is emptied.
+    let held = OpenOptions::new().write(true).open(mounted.path("disk/SHORT")).unwrap();
+    assert_eq!(errno(File::create(&flat)), Some(Errno::BUSY));
+    drop(held);
+    assert_eq!(sha256(&flat), sha256(&other));
+    unmount(&mounted);
+    tool("qemu-utils", "qemu-img", &["check", text(&overlay_of(&image))]);
+    assert_eq!(sha256(&converted(&overlay_of(&image), &scratch)), sha256(&other));
+    // The naked disk too.
+    std::fs::remove_file(overlay_of(&image)).unwrap();
+    let at = scratch.path("naked");
+    File::create(&at).unwrap();
+    let naked = Mounted::onto(text(&image), None, &at, &["-o", "rw"]);
+    shell(format!("cat '{}' > '{}'", text(&short), text(&at)));
+    assert!(std::fs::read(&at).unwrap() == expected);
+    drop(naked);
+}
+
+#[test]
 fn diff_names_what_was_hidden() {
     let scratch = Scratch::new();
     let image = floppy(&scratch);
