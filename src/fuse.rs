@@ -21,10 +21,10 @@ use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    BackingId, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BackingId, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use crate::cache::{Cache, lock};
@@ -127,8 +127,10 @@ pub struct Adapter {
     epoch: AtomicU64,
     /// The way to tell the kernel what it must forget.
     notifier: Arc<OnceLock<Notifier>>,
-    /// The way to the thread that does so for all nodes.
-    forgetter: OnceLock<mpsc::Sender<()>>,
+    /// The way to the thread that does so.
+    forgetter: OnceLock<mpsc::Sender<writing::Forget>>,
+    /// Who may have mapped bytes that others change.
+    flat: Arc<writing::OpenFlat>,
     passthrough: AtomicBool,
     backing: Mutex<Backings>,
     next_handle: AtomicU64,
@@ -176,6 +178,7 @@ impl Adapter {
             known: Arc::default(),
             epoch: AtomicU64::new(1),
             forgetter: OnceLock::new(),
+            flat: Arc::default(),
             notifier: Arc::default(),
             passthrough: AtomicBool::new(may_pass_through && !writable),
             backing: Mutex::default(),

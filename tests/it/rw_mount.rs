@@ -717,6 +717,35 @@ fn a_flat_file_that_is_opened_with_o_trunc_reads_as_zeros_where_nothing_is_writt
     drop(naked);
 }
 
+/// Maps the flat file, changes its tree, and looks whether the map has the change.
+const MAPPED: &str = r#"
+import mmap, os, sys, time
+flat, tree = sys.argv[1:]
+fd = os.open(flat, os.O_RDONLY)
+m = mmap.mmap(fd, 0, mmap.MAP_SHARED, mmap.PROT_READ)
+late = 0
+for step in range(40):
+    assert m[:] == os.pread(fd, len(m), 0), step
+    text = b"step %d" % step * 100
+    name = os.path.join(tree, "f%d" % (step % 7))
+    if step % 3:
+        with open(name, "wb") as f: f.write(text)
+    else:
+        if not os.path.exists(name): open(name, "wb").close()
+        with open(name, "r+b") as f: f.write(text); f.truncate(len(text))
+    late += text not in m[:]
+    if step % 5 == 4: os.unlink(name)
+assert m[:] == os.pread(fd, len(m), 0)
+sys.exit(f"{late} of 40 changes were not seen at once" if late > 2 else 0)
+"#;
+
+#[test]
+fn whoever_has_mapped_a_flat_file_sees_what_is_written_to_its_tree() {
+    let scratch = Scratch::new();
+    let mounted = Mounted::new(&floppy(&scratch), &["-o", "rw"]);
+    tool("python3", "python3", &["-c", MAPPED, text(&mounted.path("disk.img")), text(&mounted.path("disk"))]);
+}
+
 #[test]
 fn diff_names_what_was_hidden() {
     let scratch = Scratch::new();
