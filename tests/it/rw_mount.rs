@@ -760,6 +760,27 @@ fn diff_names_what_was_hidden() {
 }
 
 #[test]
+fn what_no_tree_can_do_is_refused_without_a_line_in_the_log() {
+    let scratch = Scratch::new();
+    let image = floppy(&scratch);
+    let mounted = Mounted::new(&image, &["-o", "rw"]);
+    let file = mounted.path("disk/file");
+    std::fs::write(&file, "contents").unwrap();
+    for _ in 0..3 {
+        // Asks whether it is a terminal.
+        tool("python3", "python3", &["-c", "import sys; open(sys.argv[1]).read()", text(&file)]);
+    }
+    assert_eq!(errno(std::os::unix::fs::symlink("file", mounted.path("disk/link"))), Some(Errno::PERM));
+    assert_eq!(errno(std::fs::hard_link(&file, mounted.path("disk/link"))), Some(Errno::PERM));
+    let removed = rustix::fs::removexattr(&file, "user.other");
+    assert_eq!(removed, Err(Errno::OPNOTSUPP));
+    std::fs::copy(&file, mounted.path("disk/copy")).unwrap();
+    drop(mounted);
+    let log = std::fs::read_to_string(format!("{}.log.jsonl", overlay_of(&image).display())).unwrap();
+    assert!(!log.contains("warning"), "{log}");
+}
+
+#[test]
 fn a_removed_file_lives_until_it_is_closed() {
     let scratch = Scratch::new();
     let image = floppy(&scratch);
