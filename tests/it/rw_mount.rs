@@ -1140,6 +1140,35 @@ fn commit_at_unmount_brings_the_changes_into_the_image() {
 }
 
 #[test]
+fn commit_at_unmount_is_refused_at_once_for_an_image_that_may_not_be_written() {
+    let scratch = Scratch::new();
+    let folder = scratch.path("kept");
+    std::fs::create_dir(&folder).unwrap();
+    let image = folder.join("a.img");
+    // Root may write to what nobody may, but not on a file system that is read-only.
+    if is_root() {
+        tool("mount", "mount", &["-t", "tmpfs", "none", text(&folder)]);
+    }
+    mkfs(&image, 1440, "");
+    if is_root() {
+        tool("mount", "mount", &["-o", "remount,ro", text(&folder)]);
+    } else {
+        std::fs::set_permissions(&image, std::fs::Permissions::from_mode(0o444)).unwrap();
+    }
+    let (at, overlay) = (scratch.path("mnt"), scratch.path("o.qcow2"));
+    std::fs::create_dir(&at).unwrap();
+    let refused = run(&[text(&image), text(&at), "--overlay", text(&overlay), "--commit"]);
+    let without = run(&[text(&image), text(&at), "--overlay", text(&overlay)]);
+    let ended = run(&["umount", text(&at)]);
+    if is_root() {
+        tool("mount", "umount", &[text(&folder)]);
+    }
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.err.contains("a.img: --commit writes to it"), "{}", refused.err);
+    assert_eq!((without.code, ended.code), (Some(0), Some(0)), "{}{}", without.err, ended.err);
+}
+
+#[test]
 fn overlays_lie_where_they_are_wanted_and_snapshots_nowhere() {
     let scratch = Scratch::new();
     let image = floppy(&scratch);

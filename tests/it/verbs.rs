@@ -102,6 +102,34 @@ fn a_commit_in_place_that_runs_out_of_room_says_what_is_left_to_do_as_root() {
 }
 
 #[test]
+fn an_edit_in_place_that_fails_half_way_says_what_is_left_to_do() {
+    let scratch = Scratch::new();
+    let image = scratch.path("a.img");
+    mkfs(&image, 20 * 1024, "-F 16");
+    let (filler, file, contents) = (scratch.path("filler"), scratch.path("file"), pattern(100_000, 4));
+    std::fs::write(&filler, pattern(3 << 20, 3)).unwrap();
+    std::fs::write(&file, &contents).unwrap();
+    ok(&["cp", "--in-place", text(&filler), &format!("{}:/files/filler", text(&image))]);
+    assert!(!overlay_of(&image).exists());
+    let place = format!("{}:/files/file", text(&image));
+    // Behind the filler, and the limit lies before its end.
+    let program = imgfs();
+    let script = format!(
+        "ulimit -f 2048; '{}' cp --in-place '{}' '{place}' 2>&1; echo $?",
+        program.get_program().display(),
+        text(&file)
+    );
+    let said = tool("bash", "bash", &["-c", &script]);
+    let (overlay, image) = (overlay_of(&image), text(&image));
+    let what = format!("imgfs commit {} --in-place` finishes it", text(&overlay));
+    assert!(said.contains("the image is half written") && said.contains(&what) && said.ends_with("\n1\n"), "{said}");
+    refused(&["cp", "--in-place", text(&file), &place], "there is an overlay with other changes");
+    ok(&["commit", text(&overlay), "--in-place"]);
+    assert!(imgfs().args(["cat", &place]).output().unwrap().stdout == contents);
+    tool("dosfstools", "fsck.fat", &["-n", image]);
+}
+
+#[test]
 fn floppies_of_every_size_are_as_dos_formats_them() {
     let scratch = Scratch::new();
     let file = scratch.path("file");
