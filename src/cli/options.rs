@@ -74,24 +74,28 @@ pub struct WritingArgs {
     /// Bound on the overlay's size
     #[arg(long, value_name = "SIZE")]
     pub overlay_max: Option<String>,
-    /// Take a base that has changed since the overlay was made, or is another one
-    #[arg(long)]
-    pub force_base: bool,
     /// Append what was done to this file, JSON lines (an overlay has OVERLAY.log.jsonl by itself)
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
 }
 
 impl WritingArgs {
-    /// What the flags and `-o rw` ask for; `None` when nothing is to be written.
-    pub fn parse(&self, image: &Path, read_write: bool) -> Result<Option<Writing>> {
-        self.parse_with(image, read_write, None)
+    /// Where a command that changes an image writes to; `force` is `--force-base`.
+    pub fn parse(&self, image: &Path, force: bool) -> Result<Option<Writing>> {
+        self.parse_with(image, force, true, None)
     }
 
-    /// As [`WritingArgs::parse`]; `named` is the file of `-o overlay=`.
-    pub fn parse_with(&self, image: &Path, read_write: bool, named: Option<&Path>) -> Result<Option<Writing>> {
+    /// The same of a mount, which may be read-only: `None` when nothing is to be written. `named` is the file of
+    /// `-o overlay=`.
+    pub fn parse_with(
+        &self,
+        image: &Path,
+        force: bool,
+        read_write: bool,
+        named: Option<&Path>,
+    ) -> Result<Option<Writing>> {
         let max_size = self.overlay_max.as_deref().map(size).transpose().context("--overlay-max")?;
-        let options = overlay::Options { max_size, force: self.force_base, read_only: false };
+        let options = overlay::Options { max_size, force, read_only: false };
         if self.snapshot {
             return Ok(Some(Writing::Snapshot(std::env::temp_dir(), options)));
         }
@@ -111,7 +115,7 @@ pub struct OverlayArgs {
     /// Its base, when that does not lie beside it
     #[arg(long, value_name = "IMAGE")]
     pub base: Option<PathBuf>,
-    /// Take a base that has changed since the overlay was made
+    /// Take a base that has changed since the overlay was made; a command that changes the overlay keeps it
     #[arg(long)]
     pub force_base: bool,
     #[command(flatten)]
@@ -138,7 +142,15 @@ impl OverlayArgs {
         self.keeping(output).enter()
     }
 
-    /// The same, and to change both.
+    /// The same, and to note in the overlay what is learned of its base.
+    pub fn confine_to_learn(&self, output: &Path) -> Result<()> {
+        is_no_image(&self.overlay)?;
+        let mut sandbox = self.keeping(Some(output));
+        sandbox.change(&self.overlay);
+        sandbox.enter()
+    }
+
+    /// The same, and to change overlay and base.
     pub fn confine_to_change(&self) -> Result<()> {
         is_no_image(&self.overlay)?;
         let mut sandbox = self.keeping(None);

@@ -747,6 +747,25 @@ fn whoever_has_mapped_a_flat_file_sees_what_is_written_to_its_tree() {
 }
 
 #[test]
+fn an_idle_mount_learns_the_hash_of_its_whole_base() {
+    let scratch = Scratch::new();
+    let image = fat(&scratch, 70 * 1024, "-F 16");
+    let mounted = Mounted::new(&image, &["-o", "rw"]);
+    std::fs::write(mounted.path("disk/file"), b"contents").unwrap();
+    let overlay = overlay_of(&image);
+    let known = || imgfs::device::overlay::base_reference(&overlay).unwrap().binding.unwrap().full_hash();
+    assert!(known().is_none());
+    assert!(within(Duration::from_secs(60), || known().is_some()), "the base is not hashed");
+    let hash: String = known().unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(hash, sha256(&image));
+    drop(mounted);
+    // A copy of the base is known by it.
+    let time = SystemTime::now() + Duration::from_secs(9);
+    File::options().write(true).open(&image).unwrap().set_modified(time).unwrap();
+    drop(Mounted::new(&image, &["-o", "rw"]));
+}
+
+#[test]
 fn diff_names_what_was_hidden() {
     let scratch = Scratch::new();
     let image = floppy(&scratch);

@@ -72,6 +72,10 @@ fn an_overlay_that_is_read_as_an_image_wants_its_own_base_and_has_its_size() {
     }
     let verified = run(&["verify", text(&overlay)]);
     assert!(verified.code != Some(0) && verified.err.contains(why), "{}", verified.err);
+    let forced = imgfs().args(["cat", "--force-base", &flat]).output().unwrap();
+    assert_eq!((forced.status.code(), forced.stdout.len()), (Some(0), 1_474_660));
+    assert!(forced.stdout[20_000..].starts_with(b"WRONG"));
+    refused(&["cat", &flat], why);
     assert_eq!(sha256(&image), changed);
 }
 
@@ -127,6 +131,28 @@ fn an_edit_in_place_that_fails_half_way_says_what_is_left_to_do() {
     ok(&["commit", text(&overlay), "--in-place"]);
     assert!(imgfs().args(["cat", &place]).output().unwrap().stdout == contents);
     tool("dosfstools", "fsck.fat", &["-n", image]);
+}
+
+#[test]
+fn a_commit_in_place_compares_the_whole_base_with_its_hash_first() {
+    let scratch = Scratch::new();
+    let image = scratch.path("a.img");
+    mkfs(&image, 20 * 1024, "-F 16");
+    let before = std::fs::metadata(&image).unwrap().modified().unwrap();
+    ok(&["mkdir", &format!("{}:/files/NEW", text(&image))]);
+    let overlay = overlay_of(&image);
+    // No sample lies here, and the time says nothing.
+    let base = File::options().write(true).open(&image).unwrap();
+    base.write_all_at(b"CHANGED", 9_000_000).unwrap();
+    base.set_modified(before).unwrap();
+    let changed = sha256(&image);
+    refused(&["commit", text(&overlay), "--in-place"], "its SHA-256 is another");
+    assert_eq!(sha256(&image), changed);
+    base.write_all_at(&[0; 7], 9_000_000).unwrap();
+    base.set_modified(before).unwrap();
+    ok(&["commit", text(&overlay), "--in-place"]);
+    let known: serde_json::Value = serde_json::from_str(&ok(&["overlay", "info", "--json", text(&overlay)])).unwrap();
+    assert_eq!(known["binding"]["sha256"], sha256(&image), "the new base is known as well as the old one was");
 }
 
 #[test]
@@ -620,8 +646,13 @@ fn a_wrong_base_or_a_wrong_overlay_is_said_with_what_to_do() {
     ] {
         refused(&args, advice);
     }
-    ok(&["discard", "--force-base", text(&overlay)]);
+    assert_eq!(run(&["diff", text(&overlay)]).err.matches("--force-base takes").count(), 1, "said once");
+    let forced = run(&["discard", "--force-base", text(&overlay)]);
+    assert_eq!(forced.code, Some(0), "{}", forced.err);
     assert!(!ok(&["ls", &format!("{}:/disk", text(&image))]).contains("NEW"));
+    // What is empty now is an overlay of the image as it is now.
+    ok(&["mkdir", &format!("{}:/disk/NEW", text(&image))]);
+    ok(&["discard", text(&overlay)]);
     let notes = scratch.path("notes.txt");
     std::fs::write(&notes, "x".repeat(5000)).unwrap();
     let dir = format!("{}:/disk/NEW", text(&image));
