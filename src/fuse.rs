@@ -68,6 +68,8 @@ pub struct View {
     pub default_mask: u16,
     /// Each file has its SHA-256 as the attribute [`HASH`].
     pub hashes: bool,
+    /// Giving a file another owner or group does nothing, and is no error.
+    pub quiet: bool,
 }
 
 impl View {
@@ -890,8 +892,8 @@ mod tests {
 
     fn view(owners: bool) -> View {
         let (uid, gid, fmask, dmask) = (None, None, None, None);
-        let (caller, default_mask, hashes) = ((1000, 100), 0o022, false);
-        View { caller, owners, uid, gid, fmask, dmask, default_mask, hashes }
+        let (caller, default_mask, hashes, quiet) = ((1000, 100), 0o022, false, false);
+        View { caller, owners, uid, gid, fmask, dmask, default_mask, hashes, quiet }
     }
 
     #[test]

@@ -407,6 +407,7 @@ fn serve(
         dmask: options.dmask,
         default_mask: cp::umask(),
         hashes: options.hashes,
+        quiet: options.quiet,
     };
     let writable = tree.writer().is_some();
     let write_back = writable.then(|| WriteBack::start(tree.clone()));

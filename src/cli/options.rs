@@ -43,6 +43,8 @@ pub struct MountOptions {
     pub timeout: Option<Duration>,
     /// `hashes`: `user.hash.sha256` of every file, calculated when it is asked for.
     pub hashes: bool,
+    /// `quiet`: an owner that cannot be kept is no error.
+    pub quiet: bool,
     /// `keyfile=`: files with keys of encrypted volumes.
     pub key_files: Vec<PathBuf>,
     /// `nokey`: encrypted volumes stay closed, and nobody is asked.
@@ -262,6 +264,7 @@ pub const KNOWN: &[Known] = &[
     known("codepage", "N", "FAT: code page of short names (default 437)"),
     known("time_offset", "MINUTES", "FAT: minutes from UTC to the times on the disk"),
     known("tz", "UTC", "FAT: times on the disk are UTC"),
+    known("quiet", "", "FAT: an owner or group that it cannot keep is no error (cp -a, rsync -a, tar as root)"),
     known("showexec", "", "FAT: only .EXE, .COM and .BAT may be run"),
     known("norock", "", "ISO 9660: ignore Rock Ridge"),
     known("nojoliet", "", "ISO 9660: ignore Joliet"),
@@ -364,6 +367,7 @@ impl MountOptions {
             "dmask" => self.dmask = Some(octal(text)?),
             "allow_other" => self.allow_other = true,
             "hashes" => self.hashes = true,
+            "quiet" => self.quiet = true,
             "offset" | "start" => self.stack.offset = size(text)?,
             "sizelimit" | "length" => self.stack.size_limit = Some(size(text)?),
             "format" => self.stack.container.format = Some(text.to_owned()),
@@ -411,7 +415,7 @@ fn unknown(name: &str) -> anyhow::Error {
         "remount" => {
             return anyhow::anyhow!("imgfs cannot change a mount that is there: unmount it, and mount the image again");
         }
-        "quiet" | "check" | "conv" | "fat" | "shortname" | "errors" | "data" | "barrier" => {
+        "check" | "conv" | "fat" | "shortname" | "errors" | "data" | "barrier" => {
             return anyhow::anyhow!("a word of the kernel's own drivers that imgfs does not have; leave it out");
         }
         _ => {}

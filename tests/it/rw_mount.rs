@@ -779,6 +779,24 @@ fn diff_names_what_was_hidden() {
 }
 
 #[test]
+fn with_quiet_an_owner_that_fat_cannot_keep_is_no_error() {
+    let scratch = Scratch::new();
+    let image = floppy(&scratch);
+    let other = Some(rustix::process::getgid().as_raw() + 1);
+    for (options, expected) in [("rw", Some(Errno::PERM)), ("rw,quiet", None)] {
+        let mounted = Mounted::new(&image, &["-o", options]);
+        let file = mounted.path("disk/file");
+        std::fs::write(&file, "contents").unwrap();
+        let before = std::fs::metadata(&file).unwrap();
+        let asked = std::os::unix::fs::chown(&file, None, other);
+        // The kernel itself refuses ordinary users.
+        assert_eq!(errno(asked), if is_root() { expected } else { Some(Errno::PERM) }, "{options}");
+        let after = std::fs::metadata(&file).unwrap();
+        assert_eq!((after.uid(), after.gid()), (before.uid(), before.gid()));
+    }
+}
+
+#[test]
 fn what_no_tree_can_do_is_refused_without_a_line_in_the_log() {
     let scratch = Scratch::new();
     let image = floppy(&scratch);
