@@ -15,6 +15,7 @@ mod info;
 mod interrupt;
 mod keeper;
 mod key;
+mod learner;
 mod list;
 mod ls;
 mod manifest;

@@ -101,6 +101,8 @@ pub struct Options {
     pub disk: Option<u32>,
     /// GNU ddrescue's map of the image, when it does not lie beside it.
     pub map: Option<PathBuf>,
+    /// The base of one of our overlays is taken although it is not the one that the overlay was made for.
+    pub force_base: bool,
     /// Ranges that could not be read when the image was made are zeros, not errors.
     pub bad_as_zeros: bool,
     /// Folders below which references are followed as well: beside the image alone when empty.

@@ -19,15 +19,16 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    BackingId, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use crate::cache::{Cache, lock};
@@ -71,6 +72,8 @@ pub struct View {
     pub default_mask: u16,
     /// Each file has its SHA-256 as the attribute [`HASH`].
     pub hashes: bool,
+    /// Giving a file another owner or group does nothing, and is no error.
+    pub quiet: bool,
 }
 
 impl View {
@@ -131,8 +134,10 @@ pub struct Adapter {
     epoch: AtomicU64,
     /// The way to tell the kernel what it must forget.
     notifier: Arc<OnceLock<Notifier>>,
-    /// The way to the thread that does so for all nodes.
-    forgetter: OnceLock<mpsc::Sender<()>>,
+    /// The way to the thread that does so.
+    forgetter: OnceLock<mpsc::Sender<writing::Forget>>,
+    /// Who may have mapped bytes that others change.
+    flat: Arc<writing::OpenFlat>,
     passthrough: AtomicBool,
     backing: Mutex<Backings>,
     next_handle: AtomicU64,
@@ -184,6 +189,7 @@ impl Adapter {
             known: Arc::default(),
             epoch: AtomicU64::new(1),
             forgetter: OnceLock::new(),
+            flat: Arc::default(),
             notifier: Arc::default(),
             passthrough: AtomicBool::new(may_pass_through && !writable),
             backing: Mutex::default(),
@@ -677,6 +683,52 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOSYS);
     }
 
+    // What no tree here can do is refused without a line in the log for each time: programs ask every file that
+    // they open whether it is a terminal.
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn symlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, _target: &Path, reply: ReplyEntry) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn link(&self, _req: &Request, _ino: INodeNo, _newparent: INodeNo, _newname: &OsStr, reply: ReplyEntry) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        // The kernel does not ask again, and says that it is not supported.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        _ino_in: INodeNo,
+        _fh_in: FileHandle,
+        _offset_in: u64,
+        _ino_out: INodeNo,
+        _fh_out: FileHandle,
+        _offset_out: u64,
+        _len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        // The kernel does not ask again, and reads and writes instead.
+        reply.error(Errno::ENOSYS);
+    }
+
     fn destroy(&mut self) {
         if let Some(writer) = self.tree.writer()
             && let Err(error) = writer.quiesce()
@@ -886,8 +938,8 @@ mod tests {
 
     fn view(owners: bool) -> View {
         let (uid, gid, fmask, dmask) = (None, None, None, None);
-        let (caller, default_mask, hashes) = ((1000, 100), 0o022, false);
-        View { caller, owners, uid, gid, fmask, dmask, default_mask, hashes }
+        let (caller, default_mask, hashes, quiet) = ((1000, 100), 0o022, false, false);
+        View { caller, owners, uid, gid, fmask, dmask, default_mask, hashes, quiet }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use imgfs::device::overlay::State;
+use imgfs::device::overlay::{State, remember};
 use imgfs::error::Error;
 use serde_json::{Value, json};
 
@@ -36,7 +36,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     match &args.output {
         Some(output) => {
             interrupt::prepare()?;
-            args.overlay.confine(Some(output))?;
+            args.overlay.confine_to_learn(output)?;
         }
         None => args.overlay.confine_to_change()?,
     }
@@ -64,7 +64,10 @@ fn merged(mut value: Value, more: Value) -> Value {
 fn commit(args: &Args) -> Result<Outcome> {
     let overlay = args.overlay.open(!args.in_place)?;
     let committed = progress::with_bar(|progress| {
-        let Some(output) = &args.output else { return overlay.commit_in_place(progress) };
+        let Some(output) = &args.output else {
+            overlay.verify_whole_base(progress)?;
+            return overlay.commit_in_place(progress).map(|()| None);
+        };
         interrupt::arm();
         let mut progress = |done, total| {
             progress(done, total);
@@ -76,9 +79,12 @@ fn commit(args: &Args) -> Result<Outcome> {
         }
     });
     if args.output.is_none() {
-        in_place(committed, Some(&args.overlay.overlay))?
-    } else {
-        committed?
+        in_place(committed.map(drop), Some(&args.overlay.overlay))?;
+    } else if let Some(learned) = committed? {
+        // The new image is there in any case.
+        if let Err(error) = remember(&args.overlay.overlay, &learned) {
+            log::debug!("the hash of the base is not kept: {error}");
+        }
     }
     Ok(Outcome::Complete)
 }

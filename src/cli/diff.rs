@@ -283,11 +283,12 @@ fn last_name(path: &[u8]) -> &[u8] {
     path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
 }
 
-/// Kind, size, permissions, owner, times of writing, contents. The time of reading is no change.
+/// Kind, size, permissions, owner, extended attributes (of FAT: hidden and system), times of writing, contents. The
+/// time of reading is no change.
 fn differs(before: &Forest, old: &Found, after: &Forest, new: &Found) -> Result<bool> {
     let (a, b) = (&old.attributes, &new.attributes);
     let facts = |a: &Attributes| (a.kind, a.mode, a.read_only, a.uid, a.gid, a.device);
-    if facts(a) != facts(b) {
+    if facts(a) != facts(b) || extended(before, old.node)? != extended(after, new.node)? {
         return Ok(true);
     }
     match a.kind {
@@ -299,6 +300,11 @@ fn differs(before: &Forest, old: &Found, after: &Forest, new: &Found) -> Result<
         Kind::Symlink => Ok(before.read_link(old.node)? != after.read_link(new.node)?),
         _ => Ok(false),
     }
+}
+
+fn extended(forest: &Forest, node: NodeId) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+    let names = forest.xattrs(node)?;
+    names.into_iter().map(|name| Ok((name.clone(), forest.xattr(node, &name)?))).collect()
 }
 
 fn hash(forest: &Forest, file: NodeId) -> Result<[u8; 32]> {

@@ -186,7 +186,7 @@ fn confine(args: &EditArgs, targets: &[Target], sources: &[PathBuf]) -> Result<(
     let mut sandbox = args.image.sandbox()?;
     for target in targets {
         sandbox.image(&target.image);
-        if let Some(writing) = args.writing.parse(&target.image, true)? {
+        if let Some(writing) = args.writing.parse(&target.image, args.image.force_base)? {
             sandbox.fill_for(&writing);
         }
         if args.in_place {
@@ -220,7 +220,7 @@ fn edit(
 ) -> Result<Option<PathBuf>> {
     // What is encrypted cannot be written to: nobody is asked for its passphrase.
     let mut options = args.image.parse(false)?;
-    options.stack.writing = args.writing.parse(&target.image, true)?;
+    options.stack.writing = args.writing.parse(&target.image, args.image.force_base)?;
     let place = options.stack.writing.as_ref().and_then(Writing::overlay).map(Path::to_owned);
     let fresh = place.clone().filter(|path| !path.exists());
     ensure!(!args.in_place || fresh.is_some(), "there is an overlay with other changes: commit or discard it first");
@@ -231,7 +231,7 @@ fn edit(
     let about = json!({
         "image": provenance::identity(&target.image),
         "in_place": args.in_place,
-        "forced_base": args.writing.force_base,
+        "forced_base": args.image.force_base,
     });
     log.outcome("edit", about, &result);
     if let Some(path) = fresh.filter(|_| args.in_place || result.is_err()) {

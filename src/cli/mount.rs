@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use fuser::{Config, Session, SessionACL};
+use imgfs::device::overlay::Overlay;
 use imgfs::filesystem::{FileSystem, FileSystemWrite, foreign};
 use imgfs::forest::{Escaped, Symlinks};
 use imgfs::fuse::{Adapter, View};
@@ -29,6 +30,7 @@ use signal_hook::iterator::Signals;
 use super::commit::in_place;
 use super::keeper::{self, Keeper};
 use super::key;
+use super::learner::Learner;
 use super::options::{self, MountOptions, SymlinkChoice, WritingArgs};
 use super::provenance::{Log, Logger};
 use super::runtime::{self, Mark, Mounted, Mounts};
@@ -100,7 +102,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
     // The log's last events come when this process has left its folder.
     let image = std::path::absolute(&target.image)?;
     ensure!(target.path.is_empty(), "a whole image is mounted: leave out the path (-o tree=p1 shows one tree)");
-    options.stack.writing = args.writing.parse_with(&target.image, options.read_write, options.overlay.as_deref())?;
+    let (force, named) = (args.image.force_base, options.overlay.as_deref());
+    options.stack.writing = args.writing.parse_with(&target.image, force, options.read_write, named)?;
     ensure!(
         !args.commit || matches!(options.stack.writing, Some(Writing::Overlay(..))),
         "--commit needs an overlay: -o rw"
@@ -177,7 +180,8 @@ fn mount(
     };
     let (finish_log, path, commit) = (log.clone(), std::path::absolute(&target.image)?, args.commit);
     let overlay_path = options.stack.writing.as_ref().and_then(Writing::overlay).map(Path::to_owned);
-    serve(tree, &options, &mountpoint, (&keeper, host), attached, move || {
+    let learns = image.overlay.clone().filter(|overlay| overlay.learns());
+    serve((tree, learns), &options, &mountpoint, (&keeper, host), attached, move || {
         let statistics = image.cached.statistics();
         log::debug!(
             "sector cache: {} hits, {} misses, {} bytes kept",
@@ -386,7 +390,7 @@ fn symlinks(options: &MountOptions, default: SymlinkChoice, mountpoint: &Path) -
 }
 
 fn serve(
-    tree: Arc<dyn FileSystem>,
+    (tree, learns): (Arc<dyn FileSystem>, Option<Arc<Overlay>>),
     options: &MountOptions,
     mountpoint: &Path,
     (keeper, host): (&Arc<Keeper>, Host),
@@ -403,12 +407,14 @@ fn serve(
         dmask: options.dmask,
         default_mask: cp::umask(),
         hashes: options.hashes,
+        quiet: options.quiet,
     };
     let writable = tree.writer().is_some();
     let write_back = writable.then(|| WriteBack::start(tree.clone()));
     let mut adapter = Adapter::new(tree.clone(), view, root);
     let notifier = adapter.notifier();
     let requests = adapter.requests();
+    let learner = learns.map(|overlay| Learner::start(overlay, requests.clone()));
     let connection = keeper.attach(!writable).map_err(|error| explain_refused(error, mountpoint))?;
     attached();
     adapter.splice_by(connection.try_clone()?);
@@ -448,7 +454,7 @@ fn serve(
     });
     session.run()?;
     // It holds the tree: what comes now needs everything closed.
-    drop(write_back);
+    drop((write_back, learner));
     // A failure when the kernel said its last word could only be logged.
     let settled = tree.writer().map_or(Ok(()), FileSystemWrite::quiesce).context("what was written last is lost");
     drop(tree);

@@ -44,6 +44,8 @@ pub struct MountOptions {
     pub timeout: Option<Duration>,
     /// `hashes`: `user.hash.sha256` of every file, calculated when it is asked for.
     pub hashes: bool,
+    /// `quiet`: an owner that cannot be kept is no error.
+    pub quiet: bool,
     /// `keyfile=`: files with keys of encrypted volumes.
     pub key_files: Vec<PathBuf>,
     /// `nokey`: encrypted volumes stay closed, and nobody is asked.
@@ -79,24 +81,28 @@ pub struct WritingArgs {
     /// Bound on the overlay's size
     #[arg(long, value_name = "SIZE")]
     pub overlay_max: Option<String>,
-    /// Take a base that has changed since the overlay was made, or is another one
-    #[arg(long)]
-    pub force_base: bool,
     /// Append what was done to this file, JSON lines (an overlay has OVERLAY.log.jsonl by itself)
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
 }
 
 impl WritingArgs {
-    /// What the flags and `-o rw` ask for; `None` when nothing is to be written.
-    pub fn parse(&self, image: &Path, read_write: bool) -> Result<Option<Writing>> {
-        self.parse_with(image, read_write, None)
+    /// Where a command that changes an image writes to; `force` is `--force-base`.
+    pub fn parse(&self, image: &Path, force: bool) -> Result<Option<Writing>> {
+        self.parse_with(image, force, true, None)
     }
 
-    /// As [`WritingArgs::parse`]; `named` is the file of `-o overlay=`.
-    pub fn parse_with(&self, image: &Path, read_write: bool, named: Option<&Path>) -> Result<Option<Writing>> {
+    /// The same of a mount, which may be read-only: `None` when nothing is to be written. `named` is the file of
+    /// `-o overlay=`.
+    pub fn parse_with(
+        &self,
+        image: &Path,
+        force: bool,
+        read_write: bool,
+        named: Option<&Path>,
+    ) -> Result<Option<Writing>> {
         let max_size = self.overlay_max.as_deref().map(size).transpose().context("--overlay-max")?;
-        let options = overlay::Options { max_size, force: self.force_base, read_only: false };
+        let options = overlay::Options { max_size, force, read_only: false };
         if self.snapshot {
             return Ok(Some(Writing::Snapshot(std::env::temp_dir(), options)));
         }
@@ -116,7 +122,7 @@ pub struct OverlayArgs {
     /// Its base, when that does not lie beside it
     #[arg(long, value_name = "IMAGE")]
     pub base: Option<PathBuf>,
-    /// Take a base that has changed since the overlay was made
+    /// Take a base that has changed since the overlay was made; a command that changes the overlay keeps it
     #[arg(long)]
     pub force_base: bool,
     #[command(flatten)]
@@ -143,7 +149,15 @@ impl OverlayArgs {
         self.keeping(output).enter()
     }
 
-    /// The same, and to change both.
+    /// The same, and to note in the overlay what is learned of its base.
+    pub fn confine_to_learn(&self, output: &Path) -> Result<()> {
+        is_no_image(&self.overlay)?;
+        let mut sandbox = self.keeping(Some(output));
+        sandbox.change(&self.overlay);
+        sandbox.enter()
+    }
+
+    /// The same, and to change overlay and base.
     pub fn confine_to_change(&self) -> Result<()> {
         is_no_image(&self.overlay)?;
         let mut sandbox = self.keeping(None);
@@ -260,6 +274,7 @@ pub const KNOWN: &[Known] = &[
     known("codepage", "N", "FAT: code page of short names (default 437)"),
     known("time_offset", "MINUTES", "FAT: minutes from UTC to the times on the disk"),
     known("tz", "UTC", "FAT: times on the disk are UTC"),
+    known("quiet", "", "FAT: an owner or group that it cannot keep is no error (cp -a, rsync -a, tar as root)"),
     known("showexec", "", "FAT: only .EXE, .COM and .BAT may be run"),
     known("norock", "", "ISO 9660: ignore Rock Ridge"),
     known("nojoliet", "", "ISO 9660: ignore Joliet"),
@@ -331,7 +346,6 @@ const KERNELS: &[&str] = &[
     "nonumtail",
     "nouser_xattr",
     "overriderockperm",
-    "quiet",
     "resgid",
     "resuid",
     "rodir",
@@ -400,6 +414,7 @@ impl MountOptions {
             "dmask" => self.dmask = Some(octal(text)?),
             "allow_other" => self.allow_other = true,
             "hashes" => self.hashes = true,
+            "quiet" => self.quiet = true,
             "offset" | "start" => self.stack.offset = size(text)?,
             "sizelimit" | "length" => self.stack.size_limit = Some(size(text)?),
             "format" => self.stack.container.format = Some(text.to_owned()),

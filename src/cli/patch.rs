@@ -86,13 +86,16 @@ pub struct ApplyArgs {
     image: PathBuf,
     #[command(flatten)]
     writing: WritingArgs,
+    /// Take a base that has changed since the overlay was made, and make it the overlay's base
+    #[arg(long)]
+    force_base: bool,
     #[command(flatten)]
     safety: SafetyArgs,
 }
 
 pub fn apply(args: &ApplyArgs) -> Result<Outcome> {
     let file = File::open(&args.patch).with_context(|| args.patch.display().to_string())?;
-    let writing = args.writing.parse(&args.image, true)?;
+    let writing = args.writing.parse(&args.image, args.force_base)?;
     interrupt::prepare()?;
     interrupt::arm();
     let log = Log::of_writing(args.writing.log.as_deref(), writing.as_ref())?;
@@ -100,7 +103,7 @@ pub fn apply(args: &ApplyArgs) -> Result<Outcome> {
     let about = json!({
         "image": provenance::identity(&args.image),
         "patch": provenance::identity(&args.patch),
-        "forced_base": args.writing.force_base,
+        "forced_base": args.force_base,
     });
     log.outcome("apply", about, &result);
     if result.is_err() {

@@ -28,6 +28,10 @@ pub struct ImageArgs {
     /// GNU ddrescue's map of the image, when it is not beside it under the image's name
     #[arg(long, value_name = "FILE")]
     pub map: Option<PathBuf>,
+    /// Take the base of an overlay that has changed since the overlay was made, or is another one. Whoever writes to
+    /// the overlay makes it its base from then on
+    #[arg(long)]
+    pub force_base: bool,
     #[command(flatten)]
     pub key: KeyArgs,
     #[command(flatten)]
@@ -48,6 +52,7 @@ impl ImageArgs {
         self.key.prepare(&options, ask)?;
         options.stack.keys = self.key.source(ask);
         options.stack.container.map = self.map.clone();
+        options.stack.container.force_base = self.force_base;
         options.stack.container.references.clone_from(&self.safety.allow_references);
         options.stack.container.progress = progress::hook();
         Ok(options)

@@ -63,7 +63,7 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
         None => None,
     };
     let bound = match (&header.binding, &backing) {
-        (Some(binding), Some((name, parent))) => Some(verified(binding, name, parent, companions)?),
+        (Some(binding), Some((name, parent))) => Some(verified(binding, name, parent, options.force_base, companions)?),
         _ => None,
     };
     // The header has it in whole sectors.
@@ -114,11 +114,16 @@ fn describe_snapshots(snapshots: &[Snapshot], shown: Option<&str>, opened: &mut 
 
 /// What one of our own overlays remembers of its base, which must still be like that: over another one
 /// its clusters would be a mixture of two disks.
-fn verified(binding: &[u8], name: &[u8], parent: &Opened, companions: &dyn Companions) -> Result<Binding> {
+fn verified(binding: &[u8], name: &[u8], parent: &Opened, force: bool, companions: &dyn Companions) -> Result<Binding> {
     let binding = Binding::parse(binding)?;
     let file = companions.open(Path::new(OsStr::from_bytes(local_name(name)?)))?;
     let metadata = file.host_file().and_then(|span| span.file.metadata().ok());
-    binding.verify_to_read(parent.disk.as_ref(), &printable(name), metadata.as_ref())?;
+    match binding.verify_to_read(parent.disk.as_ref(), &printable(name), metadata.as_ref()) {
+        Err(error) if force && !binding.is_interrupted() => {
+            log::warn!("{error}; used all the same, as was asked for this once");
+        }
+        result => result?,
+    }
     Ok(binding)
 }
 

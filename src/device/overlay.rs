@@ -38,6 +38,7 @@ mod commit;
 mod create;
 mod geometry;
 mod header;
+mod learn;
 mod patch;
 mod refcounts;
 pub mod store;
@@ -66,6 +67,7 @@ pub use self::binding::{Base, Binding, EXTENSION, Hash, State};
 pub use self::check::{Info, Report, check, check_store, info};
 pub use self::commit::Progress;
 pub use self::create::{BaseReference, base_reference};
+pub use self::learn::{Learned, remember};
 pub use self::patch::{OnDifference, PatchSummary, apply_patch};
 
 /// More bytes of L2 tables than this (32 GiB in 4 KiB clusters) are not gone through at every opening.
@@ -245,7 +247,10 @@ impl Overlay {
             && matches!(bound.state, State::Emptying | State::Discarding)
         {
             // Verified before it is changed: the base may be another one by now.
-            verify(bound, base, options, &mut |_, _| Ok(()))?;
+            match bound.verify(base.disk.as_ref(), &base.path, &mut |_, _| Ok(())) {
+                Err(error) if !options.force => return Err(error),
+                _ => {}
+            }
             match (options.read_only, bound.state) {
                 // What is left of the overlay is the same as the base.
                 (true, State::Emptying) => {}
@@ -271,8 +276,13 @@ impl Overlay {
 
     fn verify_base(&mut self, base: &Base, options: &Options) -> Result<()> {
         let Some(binding) = self.binding() else { return Ok(()) };
-        verify(&binding, base, options, &mut |offset, part| self.blank_covered(offset, part))?;
-        self.remember_time(&binding, base, options)?;
+        match binding.verify(base.disk.as_ref(), &base.path, &mut |offset, part| self.blank_covered(offset, part)) {
+            Err(error) if options.force => self.take(&error, base)?,
+            result => {
+                result?;
+                self.remember_time(&binding, base, options)?;
+            }
+        }
         match binding.state {
             State::CommitBegun if !options.read_only => self.set_state(State::Bound)?,
             State::Copying => self.unwritable = Some(self.interrupted()),
@@ -284,7 +294,7 @@ impl Overlay {
     /// A base that is the same at another time was hashed whole to know that: once is enough.
     fn remember_time(&self, binding: &Binding, base: &Base, options: &Options) -> Result<()> {
         let (_, modified) = binding::stat(&base.path)?;
-        let proven = binding.state == State::BoundHashed && !options.force && !options.read_only;
+        let proven = binding.state == State::BoundHashed && !options.read_only;
         if proven && modified != binding.mtime {
             self.set_field(binding::MTIME_AT, &modified.to_be_bytes())?;
             if let Some(binding) = &mut *self.binding.lock().unwrap_or_else(PoisonError::into_inner) {
@@ -496,6 +506,19 @@ impl Overlay {
         })
     }
 
+    /// Replaces those of the base's bytes that the overlay covers.
+    fn lay_over(&self, part: &mut [u8], offset: u64) -> Result<()> {
+        let wanted = Wanted { overlay: self, end: offset.saturating_add(part.len() as u64) };
+        for_each_run(&wanted, offset, part.len() as u64, |at, run| match run.place {
+            Place::At(place) => self.read_own(part_of(part, at, run.len)?, place),
+            Place::Parent => Ok(()),
+            Place::Hole | Place::Packed { .. } => {
+                part_of(part, at, run.len)?.fill(0);
+                Ok(())
+            }
+        })
+    }
+
     /// Zeroes those of the bytes that the overlay covers.
     fn blank_covered(&self, offset: u64, part: &mut [u8]) -> Result<()> {
         let wanted = Wanted { overlay: self, end: offset.saturating_add(part.len() as u64) };
@@ -623,21 +646,6 @@ impl Drop for Overlay {
         {
             log::warn!("{}: {error}", self.name);
         }
-    }
-}
-
-fn verify(
-    binding: &Binding,
-    base: &Base,
-    options: &Options,
-    covered: &mut dyn FnMut(u64, &mut [u8]) -> Result<()>,
-) -> Result<()> {
-    match binding.verify(base.disk.as_ref(), &base.path, covered) {
-        Err(error) if options.force => {
-            log::warn!("{error}; used all the same, as was asked");
-            Ok(())
-        }
-        result => result,
     }
 }
 

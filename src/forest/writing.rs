@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::{Escaped, Flat, Forest, NakedDisk, Planted, Synthetic, Target, Writers, grafted};
 use crate::cache::lock;
-use crate::device::{BlockDevice, Extent};
+use crate::device::Extent;
 use crate::error::{Error, Result};
 use crate::filesystem::{
     Attributes, Changes, EntrySink, FileSystem, FileSystemWrite, Kind, Legacy, NewNode, NodeId, Summary, Timestamp,
@@ -22,6 +22,8 @@ use crate::filesystem::{
 /// How long one way of writing waits for the end of the other: a change takes a moment, and the kernel
 /// says that a file was closed some time after it was.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// Zeros that are written at a time.
+const ZEROS: usize = 1 << 20;
 /// How long until what cannot be waited for is looked at again.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -166,6 +168,35 @@ impl Flat {
             written => written,
         }
     }
+
+    /// Opening with `O_TRUNC` empties a file, and who does so counts on zeros wherever it does not write: `cp` leaves
+    /// out the holes of its source. A disk keeps its size all the same.
+    fn blank(&self) -> Result<()> {
+        let writer = self.device.writer().ok_or(Error::ReadOnly)?;
+        let zeros = vec![0; ZEROS];
+        let mut offset = 0u64;
+        while offset < self.device.size() {
+            let extent = self.device.extent(offset)?;
+            let rest = self.device.size().saturating_sub(offset).min(extent.len.max(1));
+            let len = if extent.stored { rest.min(ZEROS as u64) } else { rest };
+            if extent.stored {
+                let part = usize::try_from(len).ok().and_then(|len| zeros.get(..len)).ok_or(Error::Invalid)?;
+                writer.write_all_at(part, offset)?;
+            }
+            offset = offset.saturating_add(len);
+        }
+        Ok(())
+    }
+
+    /// A flat file is as large as its disk: another size than that and 0 is refused, times are nothing to it.
+    fn set_attributes(&self, changes: &Changes) -> Result<()> {
+        self.device.writer().ok_or(Error::ReadOnly)?;
+        match changes.size {
+            Some(0) => self.blank(),
+            Some(size) if size != self.device.size() => Err(Error::NotPermitted),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Forest {
@@ -272,7 +303,14 @@ impl FileSystemWrite for Forest {
 
     fn set_attributes(&self, node: NodeId, changes: &Changes) -> Result<()> {
         if let Target::Synthetic(Synthetic::Flat(flat)) = self.target(node)? {
-            return fixed_size(flat.device.as_ref(), changes);
+            if changes.size != Some(0) || flat.device.writer().is_none() {
+                return flat.set_attributes(changes);
+            }
+            self.begin_flat(&flat.range)?;
+            let blanked = flat.set_attributes(changes);
+            self.overlapping(&flat.range).for_each(|planted| planted.overwritten.store(true, Ordering::Release));
+            self.end_flat(&flat.range, true);
+            return blanked;
         }
         self.change(node, |writer, own, _| writer.set_attributes(own, changes))
     }
@@ -354,15 +392,6 @@ impl FileSystemWrite for Forest {
     }
 }
 
-/// A flat file is as large as its disk: a change of size is refused, times are nothing to it.
-fn fixed_size(device: &dyn BlockDevice, changes: &Changes) -> Result<()> {
-    device.writer().ok_or(Error::ReadOnly)?;
-    match changes.size {
-        Some(size) if size != device.size() => Err(Error::NotPermitted),
-        _ => Ok(()),
-    }
-}
-
 impl Escaped {
     fn inner(&self) -> Result<&dyn FileSystemWrite> {
         self.tree.writer().ok_or(Error::ReadOnly)
@@ -434,7 +463,7 @@ impl FileSystemWrite for NakedDisk {
     }
 
     fn set_attributes(&self, _node: NodeId, changes: &Changes) -> Result<()> {
-        fixed_size(self.flat.device.as_ref(), changes)
+        self.flat.set_attributes(changes)
     }
 
     fn rename(&self, _dir: NodeId, _name: &[u8], _new_dir: NodeId, _new_name: &[u8], _replace: bool) -> Result<()> {

@@ -1,11 +1,11 @@
 //! The write half of the adapter: what the kernel's requests mean to a [`FileSystemWrite`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, mpsc};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use fuser::{
     Errno, FileAttr, FileHandle, FopenFlags, INodeNo, Notifier, OpenAccMode, OpenFlags, RenameFlags, TimeOrNow,
@@ -27,9 +27,37 @@ pub(super) struct Wanted {
     pub crtime: Option<SystemTime>,
 }
 
+/// What the kernel has to forget.
+pub(super) enum Forget {
+    /// All that it keeps.
+    All,
+    /// What it keeps of flat files, after a change of this node, for those who have mapped one. Whoever made the
+    /// change waits for the answer.
+    Flat(u64, mpsc::SyncSender<()>),
+}
+
+/// The flat files that somebody has open.
+#[derive(Default)]
+pub(super) struct OpenFlat {
+    nodes: Mutex<HashMap<u64, u64>>,
+    /// How many there are, so that nobody needs the lock when there are none.
+    count: AtomicUsize,
+}
+
+impl OpenFlat {
+    fn change(&self, ino: u64, by: impl FnOnce(u64) -> u64) {
+        let mut nodes = lock(&self.nodes);
+        let times = by(nodes.remove(&ino).unwrap_or(0));
+        if times > 0 {
+            nodes.insert(ino, times);
+        }
+        self.count.store(nodes.len(), Ordering::Release);
+    }
+}
+
 impl Adapter {
-    /// Changes something; failures are logged and become an errno, as in [`Adapter::ask`].
-    pub(super) fn change<T>(
+    /// Asks the half of the tree that writes; failures are logged and become an errno, as in [`Adapter::ask`].
+    pub(super) fn tell<T>(
         &self,
         operation: &str,
         ino: INodeNo,
@@ -38,10 +66,22 @@ impl Adapter {
         self.ask(operation, ino, |tree, node| change(tree.writer().ok_or(Error::ReadOnly)?, node))
     }
 
+    /// Changes something. Whoever has mapped a flat file sees it when this is done.
+    pub(super) fn change<T>(
+        &self,
+        operation: &str,
+        ino: INodeNo,
+        change: impl FnOnce(&dyn FileSystemWrite, NodeId) -> Result<T>,
+    ) -> Answer<T> {
+        let changed = self.tell(operation, ino, change);
+        self.forget_flat(ino);
+        changed
+    }
+
     /// Opens a file of a mount that can be written to.
     pub(super) fn begin(&self, ino: INodeNo, flags: OpenFlags) -> Answer<(FileHandle, FopenFlags)> {
         let node = self.node(ino);
-        self.change("open", ino, |writer, node| {
+        self.tell("open", ino, |writer, node| {
             if writes(flags) {
                 writer.begin_writing(node)?;
             }
@@ -50,8 +90,12 @@ impl Adapter {
         })?;
         let handle = FileHandle(self.next_handle.fetch_add(1, Ordering::Relaxed));
         let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
+        let flat = self.tree.is_shared(node);
+        if flat {
+            self.flat.change(ino.0, |times| times.saturating_add(1));
+        }
         // Of bytes that can change through another node, the kernel keeps none.
-        if self.tree.is_shared(node) || ino.0 & OTHER_SPELLING != 0 {
+        if flat || ino.0 & OTHER_SPELLING != 0 {
             return Ok((handle, direct));
         }
         let way = match flags.acc_mode() {
@@ -73,7 +117,7 @@ impl Adapter {
     /// One of those who have a file open closes it: what was written to a flat file is in the trees
     /// when close(2) returns.
     pub(super) fn show(&self, ino: INodeNo) -> Answer<()> {
-        if self.change("flush", ino, |writer, node| Ok(writer.end_writing(node, false)))? {
+        if self.tell("flush", ino, |writer, node| Ok(writer.end_writing(node, false)))? {
             self.forget_contents();
         }
         Ok(())
@@ -81,7 +125,10 @@ impl Adapter {
 
     /// The end of what [`Adapter::begin`] began.
     pub(super) fn end(&self, ino: INodeNo, flags: OpenFlags) {
-        let ended = self.change("release", ino, |writer, node| {
+        if self.tree.is_shared(self.node(ino)) {
+            self.flat.change(ino.0, |times| times.saturating_sub(1));
+        }
+        let ended = self.tell("release", ino, |writer, node| {
             writer.closed(node);
             Ok(writes(flags) && writer.end_writing(node, true))
         });
@@ -91,7 +138,7 @@ impl Adapter {
     }
 
     pub(super) fn sync(&self, ino: INodeNo) -> Answer<()> {
-        let all_changed = self.change("fsync", ino, |writer, node| {
+        let all_changed = self.tell("fsync", ino, |writer, node| {
             writer.flush()?;
             Ok(writer.end_writing(node, false))
         })?;
@@ -105,16 +152,36 @@ impl Adapter {
     /// opens one from here on reads it anew; what is open already is forgotten a moment later.
     fn forget_contents(&self) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
+        self.forget(Forget::All);
+    }
+
+    /// Not by whoever answers a request: the kernel may wait for that before it lets go of a page.
+    fn forget(&self, what: Forget) {
         let Some(notifier) = self.notifier.get() else { return };
-        // Not here: the kernel may wait for this very request before it lets go of a page.
         let forgetter = self.forgetter.get_or_init(|| {
             let (ask, asked) = mpsc::channel();
-            let (notifier, known) = (notifier.clone(), self.known.clone());
-            std::thread::spawn(move || forget_when(&asked, &notifier, &known));
+            let (notifier, known, flat) = (notifier.clone(), self.known.clone(), self.flat.clone());
+            std::thread::spawn(move || forget_when(&asked, &notifier, &known, &flat));
             ask
         });
         // It ends with the session only.
-        let _ = forgetter.send(());
+        let _ = forgetter.send(what);
+    }
+
+    /// After a change: what the kernel has of other nodes' bytes for those who mapped a flat file is void. Reading
+    /// needs no such care: of a flat file the kernel keeps nothing else.
+    fn forget_flat(&self, ino: INodeNo) {
+        /// A page can be waiting for one of the threads that answer requests, and all of those for this.
+        const PATIENCE: Duration = Duration::from_millis(100);
+        if self.flat.count.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let others = lock(&self.flat.nodes).keys().any(|flat| *flat != ino.0);
+        if others {
+            let (done, is_done) = mpsc::sync_channel(1);
+            self.forget(Forget::Flat(ino.0, done));
+            let _ = is_done.recv_timeout(PATIENCE);
+        }
     }
 
     /// After a change by way of another spelling: the kernel's pages under the entry's own are void.
@@ -154,6 +221,7 @@ impl Adapter {
             Ok(self.attr_of(node, &tree.attributes(node)?))
         })?;
         self.remember(&attr);
+        self.forget_flat(parent);
         Ok(attr)
     }
 
@@ -189,7 +257,7 @@ impl Adapter {
         let before = self.attr("setattr", ino)?;
         let other_owner =
             wanted.uid.is_some_and(|uid| uid != before.uid) || wanted.gid.is_some_and(|gid| gid != before.gid);
-        if other_owner {
+        if other_owner && !self.view.quiet {
             return Err(Errno::EPERM);
         }
         let time = |time: Option<TimeOrNow>| match time {
@@ -206,18 +274,45 @@ impl Adapter {
         };
         self.change("setattr", ino, |writer, node| writer.set_attributes(node, &changes))?;
         self.forget_first_spelling(ino);
+        if wanted.size.is_some() && self.tree.is_shared(self.node(ino)) {
+            self.forget_contents();
+        }
         self.attr("setattr", ino)
     }
 }
 
-/// Makes the kernel forget all nodes, each time that it is asked to; once for what was asked meanwhile.
-fn forget_when(asked: &mpsc::Receiver<()>, notifier: &Notifier, known: &Mutex<HashMap<u64, Known>>) {
-    while asked.recv().is_ok() {
-        while asked.try_recv().is_ok() {}
-        let known: Vec<u64> = lock(known).keys().copied().collect();
-        for ino in known {
+/// Makes the kernel forget nodes, each time that it is asked to; once for what was asked meanwhile.
+fn forget_when(
+    asked: &mpsc::Receiver<Forget>,
+    notifier: &Notifier,
+    known: &Mutex<HashMap<u64, Known>>,
+    flat: &OpenFlat,
+) {
+    while let Ok(first) = asked.recv() {
+        let (mut all, mut changed, mut waiting) = (false, BTreeSet::new(), Vec::new());
+        for one in std::iter::once(first).chain(asked.try_iter()) {
+            match one {
+                Forget::All => all = true,
+                Forget::Flat(ino, done) => {
+                    changed.insert(ino);
+                    waiting.push(done);
+                }
+            }
+        }
+        let nodes: Vec<u64> = if all {
+            lock(known).keys().copied().collect()
+        } else {
+            // A node's own changes are in its own pages already.
+            let others = |flat: &u64| changed.iter().any(|ino| ino != flat);
+            lock(&flat.nodes).keys().copied().filter(others).collect()
+        };
+        for ino in nodes {
             // ENOENT: the kernel has forgotten it by itself.
             let _ = notifier.inval_inode(INodeNo(ino), 0, 0);
+        }
+        for done in waiting {
+            // Whoever asked may have lost patience.
+            let _ = done.try_send(());
         }
     }
 }

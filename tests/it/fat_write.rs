@@ -1095,6 +1095,69 @@ fn many_threads_write_and_read_side_by_side() {
     check_volume(&disk, &fs, &expected, &Scratch::new(), true);
 }
 
+/// A device with one sector that cannot be read.
+struct Scratched {
+    disk: Arc<Disk>,
+    bad: AtomicU64,
+}
+
+impl BlockDevice for Scratched {
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+    fn sector_size(&self) -> u32 {
+        512
+    }
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let bad = self.bad.load(Ordering::Relaxed);
+        if offset < bad + 512 && bad < offset + buf.len() as u64 {
+            return Err(Error::io("the medium", std::io::Error::other("a scratch")));
+        }
+        self.disk.read_exact_at(buf, offset)
+    }
+    fn writer(&self) -> Option<&dyn BlockWrite> {
+        Some(self)
+    }
+}
+
+impl BlockWrite for Scratched {
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.disk.write_all_at(buf, offset)
+    }
+    fn flush(&self) -> Result<()> {
+        self.disk.flush()
+    }
+}
+
+#[test]
+fn a_time_that_cannot_be_brought_to_its_entry_does_not_take_others_with_it() {
+    let disk = Disk::by_mkfs(1440, "-F 12");
+    let scratched = Arc::new(Scratched { disk: disk.clone(), bad: AtomicU64::new(u64::MAX - 512) });
+    let device: Device = scratched.clone();
+    let fs = (fat::FORMAT.open)(device, &Options::default()).unwrap();
+    let mut nodes = Vec::new();
+    for number in 0..16 {
+        writer(&fs).create(fs.root(), format!("D{number}").as_bytes(), directory()).unwrap();
+        nodes.push(put(&fs, &format!("D{number}/FILE{number}"), &[1; 600]));
+    }
+    writer(&fs).flush().unwrap();
+    let later = Timestamp { seconds: NOW.seconds + 86_400, nanoseconds: 0 };
+    for node in &nodes {
+        writer(&fs).write(*node, &[2; 600], 0, later).unwrap();
+    }
+    let entry = disk.bytes().windows(11).position(|name| name == b"FILE5      ").unwrap() as u64;
+    scratched.bad.store(entry / 512 * 512, Ordering::Relaxed);
+    assert!(writer(&fs).flush().is_err(), "it has to be said");
+    scratched.bad.store(u64::MAX - 512, Ordering::Relaxed);
+    writer(&fs).quiesce().unwrap();
+    let again = disk.open();
+    for number in 0..16 {
+        let node = node_at(&again, &format!("D{number}/FILE{number}"));
+        let expected = if number == 5 { NOW } else { later };
+        assert_eq!(again.attributes(node).unwrap().modified, Some(expected), "{number}");
+    }
+}
+
 /// A device that runs full, as an overlay does: each sector takes room with its first write.
 struct Filling {
     disk: Arc<Disk>,

@@ -3,6 +3,7 @@
 mod power;
 
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -359,7 +360,8 @@ fn a_changed_or_wrong_base_is_refused_in_one_sentence() {
     let refused = |text: &str| {
         let error = Overlay::open(&file, &base_of(&disk), &Options::default()).err().expect(text).to_string();
         assert!(error.contains(text) && error.contains("disk.img"), "{error}");
-        let force = Options { force: true, ..Options::default() };
+        // To look at it, once.
+        let force = Options { force: true, read_only: true, ..Options::default() };
         assert!(Overlay::open(&file, &base_of(&disk), &force).is_ok());
     };
     set(&bytes[..5 << 20], 0);
@@ -372,10 +374,10 @@ fn a_changed_or_wrong_base_is_refused_in_one_sentence() {
     let mut changed = bytes.clone();
     changed[100_000] ^= 1;
     set(&changed, 5);
-    refused("the contents differ; --force-base takes it all the same");
+    refused("the contents differ");
     set(&bytes, 7);
     let overlay = Overlay::open(&file, &base_of(&disk), &Options::default()).unwrap();
-    assert_eq!(overlay.hash_base(&mut |_, _| {}).unwrap().to_vec(), hash(&disk));
+    assert_eq!(overlay.hash_base(&mut |_| true).unwrap().unwrap().to_vec(), hash(&disk));
     drop(overlay);
     let bound = overlay::info(&file).unwrap().base.binding.unwrap();
     assert_eq!(i128::from(bound.mtime), nanoseconds(&disk), "the new time is known from then on");
@@ -402,11 +404,108 @@ fn a_base_too_large_to_be_hashed_at_first_is_told_by_its_time_until_it_was_hashe
     Overlay::create(&file, &base_of(&disk), &Options::default()).unwrap().close().unwrap();
     at(5);
     let error = Overlay::open(&file, &base_of(&disk), &Options::default()).err().unwrap().to_string();
-    assert!(error.contains("it was modified at") && error.ends_with("--force-base takes it all the same"), "{error}");
+    assert!(error.contains("it was modified at"), "{error}");
     at(0);
-    Overlay::open(&file, &base_of(&disk), &Options::default()).unwrap().hash_base(&mut |_, _| {}).unwrap();
+    Overlay::open(&file, &base_of(&disk), &Options::default()).unwrap().hash_base(&mut |_| true).unwrap();
     at(5);
     Overlay::open(&file, &base_of(&disk), &Options::default()).unwrap();
+}
+
+#[test]
+fn a_commit_to_a_new_image_learns_the_hash_of_its_base() {
+    let folder = Folder::new("learns");
+    let (disk, file) = (folder.path("disk.img"), folder.path("o.qcow2"));
+    let mut random = seeded(31);
+    let base = std::fs::File::options().create_new(true).write(true).open(&disk).unwrap();
+    base.set_len((65 << 20) + 77).unwrap();
+    for at in [0, 3 << 20, (9 << 20) + 5000, 65 << 20] {
+        base.write_all_at(&random.bytes(70), at).unwrap();
+    }
+    let overlay = Overlay::create(&file, &base_of(&disk), &Options::default()).unwrap();
+    assert!(overlay.learns());
+    // Data over data, data over a hole, zeros over data.
+    overlay.write_all_at(&random.bytes(9000), (3 << 20) - 100).unwrap();
+    overlay.write_all_at(&random.bytes(9000), 20 << 20).unwrap();
+    overlay.write_all_at(&[0; 20_000], 9 << 20).unwrap();
+    overlay.close().unwrap();
+    let looking = Options { read_only: true, ..Options::default() };
+    for (number, qcow2) in [(0, false), (1, true)] {
+        let overlay = Overlay::open(&file, &base_of(&disk), &looking).unwrap();
+        let out = folder.path(&number.to_string());
+        let learned = match qcow2 {
+            true => overlay.commit_to_qcow2(&out, &mut |_, _| Ok(())),
+            false => overlay.commit_to_raw(&out, &mut |_, _| Ok(())),
+        };
+        drop(overlay);
+        let learned = learned.unwrap().expect("the base was read");
+        if !qcow2 {
+            assert!(overlay::info(&file).unwrap().base.binding.unwrap().full_hash().is_none());
+            continue;
+        }
+        let user = Overlay::open(&file, &base_of(&disk), &Options::default()).unwrap();
+        assert!(!overlay::remember(&file, &learned).unwrap(), "somebody uses it");
+        drop(user);
+        assert!(overlay::remember(&file, &learned).unwrap());
+        assert!(!overlay::remember(&file, &learned).unwrap(), "it is known");
+    }
+    check_clean(&file);
+    let known = overlay::info(&file).unwrap().base.binding.unwrap().full_hash().unwrap();
+    assert_eq!(known.to_vec(), hash(&disk));
+    let overlay = Overlay::open(&file, &base_of(&disk), &looking).unwrap();
+    overlay.verify_whole_base(&mut |_, _| {}).unwrap();
+    assert!(overlay.commit_to_raw(&folder.path("3"), &mut |_, _| Ok(())).unwrap().is_none(), "it is known");
+    drop(overlay);
+    // Once known, it is kept by a discard.
+    Overlay::open(&file, &base_of(&disk), &Options::default()).unwrap().discard().unwrap();
+    assert_eq!(overlay::info(&file).unwrap().base.binding.unwrap().full_hash(), Some(known));
+}
+
+#[test]
+fn a_base_that_changes_while_it_is_hashed_has_no_hash() {
+    let folder = Folder::new("changing");
+    let (disk, file) = (folder.path("disk.img"), folder.path("o.qcow2"));
+    let base = std::fs::File::options().create_new(true).write(true).open(&disk).unwrap();
+    base.set_len(65 << 20).unwrap();
+    let overlay = Overlay::create(&file, &base_of(&disk), &Options::default()).unwrap();
+    assert!(overlay.hash_base(&mut |done| done < 5 << 20).unwrap().is_none(), "it was stopped");
+    let mut write = |done| {
+        if done == 9 << 20 {
+            base.write_all_at(b"changed", 30 << 20).unwrap();
+        }
+        true
+    };
+    assert!(overlay.hash_base(&mut write).unwrap().is_none());
+    drop(overlay);
+    assert!(overlay::info(&file).unwrap().base.binding.unwrap().full_hash().is_none());
+}
+
+#[test]
+fn a_base_that_was_taken_by_force_is_the_overlays_own_from_then_on() {
+    let folder = Folder::new("forced");
+    let (disk, file) = (folder.path("disk.img"), folder.path("o.qcow2"));
+    let mut bytes = make_base(&disk, 5 << 20, 12);
+    let overlay = Overlay::create(&file, &base_of(&disk), &Options::default()).unwrap();
+    overlay.write_all_at(b"ours", 1_000_000).unwrap();
+    overlay.close().unwrap();
+    bytes[70] ^= 1;
+    std::fs::write(&disk, &bytes).unwrap();
+    let open =
+        |force, read_only| Overlay::open(&file, &base_of(&disk), &Options { force, read_only, ..Options::default() });
+    assert!(open(false, false).is_err());
+    open(true, true).unwrap();
+    assert!(open(false, false).is_err(), "a look changes nothing");
+    open(true, false).unwrap().close().unwrap();
+    let overlay = open(false, false).unwrap();
+    overlay.verify_whole_base(&mut |_, _| {}).unwrap();
+    assert_eq!(overlay.binding().unwrap().full_hash().unwrap().to_vec(), hash(&disk));
+    bytes[1_000_000..1_000_004].copy_from_slice(b"ours");
+    assert!(read_all(&overlay) == bytes);
+    drop(overlay);
+    check_clean(&file);
+    // A disk of another size never becomes the base of this one.
+    std::fs::write(&disk, &bytes[..4 << 20]).unwrap();
+    open(true, false).unwrap().close().unwrap();
+    assert!(open(false, false).is_err());
 }
 
 #[test]

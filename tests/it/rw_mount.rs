@@ -667,6 +667,159 @@ fn the_flat_disk_neither_grows_nor_shrinks() {
 }
 
 #[test]
+fn a_flat_file_that_is_opened_with_o_trunc_reads_as_zeros_where_nothing_is_written() {
+    let scratch = Scratch::new();
+    let image = floppy(&scratch);
+    let _untouched = Untouched::new(&image);
+    let (other, short, sparse) = (scratch.path("other.img"), scratch.path("short"), scratch.path("sparse"));
+    ok(&["create", text(&other), "--size", "1440K", "--label", "OTHER"]);
+    std::fs::write(&short, pattern(300_000, 5)).unwrap();
+    ok(&["cp", "--in-place", text(&short), &format!("{}:/files/SHORT", text(&other))]);
+    let mounted = Mounted::new(&image, &["-o", "rw"]);
+    let (flat, tree) = (mounted.path("disk.img"), mounted.path("disk"));
+    std::fs::write(mounted.path("disk/FIRST"), pattern(900_000, 1)).unwrap();
+    let shell = |line: String| tool("bash", "bash", &["-ec", &line]);
+    shell(format!("cat '{}' > '{}'", text(&other), text(&flat)));
+    assert_eq!(names(&tree), set(["SHORT"]));
+    assert_eq!(sha256(&flat), sha256(&other));
+    // cp leaves out what is a hole in its source.
+    File::create(&sparse).unwrap().set_len(1_474_560).unwrap();
+    OpenOptions::new().write(true).open(&sparse).unwrap().write_at(&pattern(9000, 8), 700_000).unwrap();
+    for line in ["cp --sparse=auto", "cp --sparse=always", "cp --sparse=never"] {
+        shell(format!("cat '{}' > '{}'; {line} '{}' '{}'", text(&other), text(&flat), text(&sparse), text(&flat)));
+        assert_eq!(sha256(&flat), sha256(&sparse), "{line}");
+    }
+    shell(format!(
+        "cat '{}' > '{}'; dd status=none if='{}' of='{}'",
+        text(&other),
+        text(&flat),
+        text(&short),
+        text(&flat)
+    ));
+    let mut expected = pattern(300_000, 5);
+    expected.resize(1_474_560, 0);
+    assert!(std::fs::read(&flat).unwrap() == expected);
+    shell(format!("dd status=none conv=notrunc if='{}' of='{}' bs=512", text(&other), text(&flat)));
+    assert_eq!(names(&tree), set(["SHORT"]));
+    // While someone writes to the tree, nothing is emptied.
+    let held = OpenOptions::new().write(true).open(mounted.path("disk/SHORT")).unwrap();
+    assert_eq!(errno(File::create(&flat)), Some(Errno::BUSY));
+    drop(held);
+    assert_eq!(sha256(&flat), sha256(&other));
+    unmount(&mounted);
+    tool("qemu-utils", "qemu-img", &["check", text(&overlay_of(&image))]);
+    assert_eq!(sha256(&converted(&overlay_of(&image), &scratch)), sha256(&other));
+    // The naked disk too.
+    std::fs::remove_file(overlay_of(&image)).unwrap();
+    let at = scratch.path("naked");
+    File::create(&at).unwrap();
+    let naked = Mounted::onto(text(&image), None, &at, &["-o", "rw"]);
+    shell(format!("cat '{}' > '{}'", text(&short), text(&at)));
+    assert!(std::fs::read(&at).unwrap() == expected);
+    drop(naked);
+}
+
+/// Maps the flat file, changes its tree, and looks whether the map has the change.
+const MAPPED: &str = r#"
+import mmap, os, sys, time
+flat, tree = sys.argv[1:]
+fd = os.open(flat, os.O_RDONLY)
+m = mmap.mmap(fd, 0, mmap.MAP_SHARED, mmap.PROT_READ)
+late = 0
+for step in range(40):
+    assert m[:] == os.pread(fd, len(m), 0), step
+    text = b"step %d" % step * 100
+    name = os.path.join(tree, "f%d" % (step % 7))
+    if step % 3:
+        with open(name, "wb") as f: f.write(text)
+    else:
+        if not os.path.exists(name): open(name, "wb").close()
+        with open(name, "r+b") as f: f.write(text); f.truncate(len(text))
+    late += text not in m[:]
+    if step % 5 == 4: os.unlink(name)
+assert m[:] == os.pread(fd, len(m), 0)
+sys.exit(f"{late} of 40 changes were not seen at once" if late > 2 else 0)
+"#;
+
+#[test]
+fn whoever_has_mapped_a_flat_file_sees_what_is_written_to_its_tree() {
+    let scratch = Scratch::new();
+    let mounted = Mounted::new(&floppy(&scratch), &["-o", "rw"]);
+    tool("python3", "python3", &["-c", MAPPED, text(&mounted.path("disk.img")), text(&mounted.path("disk"))]);
+}
+
+#[test]
+fn an_idle_mount_learns_the_hash_of_its_whole_base() {
+    let scratch = Scratch::new();
+    let image = fat(&scratch, 70 * 1024, "-F 16");
+    let mounted = Mounted::new(&image, &["-o", "rw"]);
+    std::fs::write(mounted.path("disk/file"), b"contents").unwrap();
+    let overlay = overlay_of(&image);
+    let known = || imgfs::device::overlay::base_reference(&overlay).unwrap().binding.unwrap().full_hash();
+    assert!(known().is_none());
+    assert!(within(Duration::from_secs(60), || known().is_some()), "the base is not hashed");
+    let hash: String = known().unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(hash, sha256(&image));
+    drop(mounted);
+    // A copy of the base is known by it.
+    let time = SystemTime::now() + Duration::from_secs(9);
+    File::options().write(true).open(&image).unwrap().set_modified(time).unwrap();
+    drop(Mounted::new(&image, &["-o", "rw"]));
+}
+
+#[test]
+fn diff_names_what_was_hidden() {
+    let scratch = Scratch::new();
+    let image = floppy(&scratch);
+    ok(&["mkdir", "--in-place", &format!("{}:/disk/DIR", text(&image)), &format!("{}:/disk/OTHER", text(&image))]);
+    let mounted = Mounted::new(&image, &["-o", "rw"]);
+    let hidden = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(mounted.path("disk/DIR"), "user.fat.attributes", b"0x12", hidden).unwrap();
+    drop(mounted);
+    let said = ok(&["diff", text(&overlay_of(&image)), "--files"]);
+    assert_eq!(said.split_whitespace().collect::<Vec<_>>(), ["changed", "disk/DIR"]);
+}
+
+#[test]
+fn with_quiet_an_owner_that_fat_cannot_keep_is_no_error() {
+    let scratch = Scratch::new();
+    let image = floppy(&scratch);
+    let other = Some(rustix::process::getgid().as_raw() + 1);
+    for (options, expected) in [("rw", Some(Errno::PERM)), ("rw,quiet", None)] {
+        let mounted = Mounted::new(&image, &["-o", options]);
+        let file = mounted.path("disk/file");
+        std::fs::write(&file, "contents").unwrap();
+        let before = std::fs::metadata(&file).unwrap();
+        let asked = std::os::unix::fs::chown(&file, None, other);
+        // The kernel itself refuses ordinary users.
+        assert_eq!(errno(asked), if is_root() { expected } else { Some(Errno::PERM) }, "{options}");
+        let after = std::fs::metadata(&file).unwrap();
+        assert_eq!((after.uid(), after.gid()), (before.uid(), before.gid()));
+    }
+}
+
+#[test]
+fn what_no_tree_can_do_is_refused_without_a_line_in_the_log() {
+    let scratch = Scratch::new();
+    let image = floppy(&scratch);
+    let mounted = Mounted::new(&image, &["-o", "rw"]);
+    let file = mounted.path("disk/file");
+    std::fs::write(&file, "contents").unwrap();
+    for _ in 0..3 {
+        // Asks whether it is a terminal.
+        tool("python3", "python3", &["-c", "import sys; open(sys.argv[1]).read()", text(&file)]);
+    }
+    assert_eq!(errno(std::os::unix::fs::symlink("file", mounted.path("disk/link"))), Some(Errno::PERM));
+    assert_eq!(errno(std::fs::hard_link(&file, mounted.path("disk/link"))), Some(Errno::PERM));
+    let removed = rustix::fs::removexattr(&file, "user.other");
+    assert_eq!(removed, Err(Errno::OPNOTSUPP));
+    std::fs::copy(&file, mounted.path("disk/copy")).unwrap();
+    drop(mounted);
+    let log = std::fs::read_to_string(format!("{}.log.jsonl", overlay_of(&image).display())).unwrap();
+    assert!(!log.contains("warning"), "{log}");
+}
+
+#[test]
 fn a_removed_file_lives_until_it_is_closed() {
     let scratch = Scratch::new();
     let image = floppy(&scratch);
@@ -1023,6 +1176,35 @@ fn commit_at_unmount_brings_the_changes_into_the_image() {
     let refused = run(&[text(&qcow2), text(&scratch.path("")), "-o", "rw", "--commit"]);
     assert_eq!(refused.code, Some(1));
     assert!(refused.err.contains("qcow2") && refused.err.contains("imgfs commit -o"), "{}", refused.err);
+}
+
+#[test]
+fn commit_at_unmount_is_refused_at_once_for_an_image_that_may_not_be_written() {
+    let scratch = Scratch::new();
+    let folder = scratch.path("kept");
+    std::fs::create_dir(&folder).unwrap();
+    let image = folder.join("a.img");
+    // Root may write to what nobody may, but not on a file system that is read-only.
+    if is_root() {
+        tool("mount", "mount", &["-t", "tmpfs", "none", text(&folder)]);
+    }
+    mkfs(&image, 1440, "");
+    if is_root() {
+        tool("mount", "mount", &["-o", "remount,ro", text(&folder)]);
+    } else {
+        std::fs::set_permissions(&image, std::fs::Permissions::from_mode(0o444)).unwrap();
+    }
+    let (at, overlay) = (scratch.path("mnt"), scratch.path("o.qcow2"));
+    std::fs::create_dir(&at).unwrap();
+    let refused = run(&[text(&image), text(&at), "--overlay", text(&overlay), "--commit"]);
+    let without = run(&[text(&image), text(&at), "--overlay", text(&overlay)]);
+    let ended = run(&["umount", text(&at)]);
+    if is_root() {
+        tool("mount", "umount", &[text(&folder)]);
+    }
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.err.contains("a.img: --commit writes to it"), "{}", refused.err);
+    assert_eq!((without.code, ended.code), (Some(0), Some(0)), "{}{}", without.err, ended.err);
 }
 
 #[test]

@@ -72,6 +72,10 @@ fn an_overlay_that_is_read_as_an_image_wants_its_own_base_and_has_its_size() {
     }
     let verified = run(&["verify", text(&overlay)]);
     assert!(verified.code != Some(0) && verified.err.contains(why), "{}", verified.err);
+    let forced = imgfs().args(["cat", "--force-base", &flat]).output().unwrap();
+    assert_eq!((forced.status.code(), forced.stdout.len()), (Some(0), 1_474_660));
+    assert!(forced.stdout[20_000..].starts_with(b"WRONG"));
+    refused(&["cat", &flat], why);
     assert_eq!(sha256(&image), changed);
 }
 
@@ -99,6 +103,56 @@ fn a_commit_in_place_that_runs_out_of_room_says_what_is_left_to_do_as_root() {
     ok(&committing);
     assert!(imgfs().args(["cat", &format!("{}:/files/r", text(&image))]).output().unwrap().stdout == contents);
     tool("mount", "umount", &[text(&small)]);
+}
+
+#[test]
+fn an_edit_in_place_that_fails_half_way_says_what_is_left_to_do() {
+    let scratch = Scratch::new();
+    let image = scratch.path("a.img");
+    mkfs(&image, 20 * 1024, "-F 16");
+    let (filler, file, contents) = (scratch.path("filler"), scratch.path("file"), pattern(100_000, 4));
+    std::fs::write(&filler, pattern(3 << 20, 3)).unwrap();
+    std::fs::write(&file, &contents).unwrap();
+    ok(&["cp", "--in-place", text(&filler), &format!("{}:/files/filler", text(&image))]);
+    assert!(!overlay_of(&image).exists());
+    let place = format!("{}:/files/file", text(&image));
+    // Behind the filler, and the limit lies before its end.
+    let program = imgfs();
+    let script = format!(
+        "ulimit -f 2048; '{}' cp --in-place '{}' '{place}' 2>&1; echo $?",
+        program.get_program().display(),
+        text(&file)
+    );
+    let said = tool("bash", "bash", &["-c", &script]);
+    let (overlay, image) = (overlay_of(&image), text(&image));
+    let what = format!("imgfs commit {} --in-place` finishes it", text(&overlay));
+    assert!(said.contains("the image is half written") && said.contains(&what) && said.ends_with("\n1\n"), "{said}");
+    refused(&["cp", "--in-place", text(&file), &place], "there is an overlay with other changes");
+    ok(&["commit", text(&overlay), "--in-place"]);
+    assert!(imgfs().args(["cat", &place]).output().unwrap().stdout == contents);
+    tool("dosfstools", "fsck.fat", &["-n", image]);
+}
+
+#[test]
+fn a_commit_in_place_compares_the_whole_base_with_its_hash_first() {
+    let scratch = Scratch::new();
+    let image = scratch.path("a.img");
+    mkfs(&image, 20 * 1024, "-F 16");
+    let before = std::fs::metadata(&image).unwrap().modified().unwrap();
+    ok(&["mkdir", &format!("{}:/files/NEW", text(&image))]);
+    let overlay = overlay_of(&image);
+    // No sample lies here, and the time says nothing.
+    let base = File::options().write(true).open(&image).unwrap();
+    base.write_all_at(b"CHANGED", 9_000_000).unwrap();
+    base.set_modified(before).unwrap();
+    let changed = sha256(&image);
+    refused(&["commit", text(&overlay), "--in-place"], "its SHA-256 is another");
+    assert_eq!(sha256(&image), changed);
+    base.write_all_at(&[0; 7], 9_000_000).unwrap();
+    base.set_modified(before).unwrap();
+    ok(&["commit", text(&overlay), "--in-place"]);
+    let known: serde_json::Value = serde_json::from_str(&ok(&["overlay", "info", "--json", text(&overlay)])).unwrap();
+    assert_eq!(known["binding"]["sha256"], sha256(&image), "the new base is known as well as the old one was");
 }
 
 #[test]
@@ -594,8 +648,13 @@ fn a_wrong_base_or_a_wrong_overlay_is_said_with_what_to_do() {
         let once = run(&args).err.matches("takes it all the same").count();
         assert_eq!(once, 1, "{args:?}");
     }
-    ok(&["discard", "--force-base", text(&overlay)]);
+    assert_eq!(run(&["diff", text(&overlay)]).err.matches("--force-base takes").count(), 1, "said once");
+    let forced = run(&["discard", "--force-base", text(&overlay)]);
+    assert_eq!(forced.code, Some(0), "{}", forced.err);
     assert!(!ok(&["ls", &format!("{}:/disk", text(&image))]).contains("NEW"));
+    // What is empty now is an overlay of the image as it is now.
+    ok(&["mkdir", &format!("{}:/disk/NEW", text(&image))]);
+    ok(&["discard", text(&overlay)]);
     let notes = scratch.path("notes.txt");
     std::fs::write(&notes, "x".repeat(5000)).unwrap();
     let dir = format!("{}:/disk/NEW", text(&image));

@@ -25,6 +25,8 @@ use crate::error::{Error, Result};
 
 /// Byte positions inside the extension of what is changed in place.
 pub(super) const STATE_AT: u64 = 1;
+/// Where that begins which is another when the overlay gets another base; it ends behind [`FULL_AT`]'s hash.
+pub(super) const FACTS: std::ops::Range<usize> = 8..104;
 pub(super) const MTIME_AT: u64 = 24;
 pub(super) const SAMPLES_AT: u64 = 40;
 pub(super) const FULL_AT: u64 = 72;
@@ -112,12 +114,7 @@ impl Binding {
         let (file_size, mtime) = stat(&base.path)?;
         let disk = base.disk.as_ref();
         let samples = sample(disk, &mut |_, _| Ok(()))?;
-        let full = match disk.size() {
-            size if size <= HASHED_WHOLE => Some(samples),
-            // What cannot be read in full has no hash.
-            size if size <= HASHED_AT_FIRST => hash_disk(disk, &mut |_, _| {}).ok(),
-            _ => None,
-        };
+        let full = quick_hash(disk, &samples);
         let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Ok(Self {
             state: if full.is_some() { State::BoundHashed } else { State::Bound },
@@ -136,6 +133,11 @@ impl Binding {
     /// Hash of the whole disk, when it is known.
     pub fn full_hash(&self) -> Option<Hash> {
         (self.state == State::BoundHashed).then_some(self.full)
+    }
+
+    /// Whether what the overlay shows is a part of something that was interrupted.
+    pub fn is_interrupted(&self) -> bool {
+        matches!(self.state, State::Copying | State::Discarding)
     }
 
     /// The bytes of the header extension [`EXTENSION`].
@@ -188,24 +190,23 @@ impl Binding {
         path: &Path,
         covered: &mut dyn FnMut(u64, &mut [u8]) -> Result<()>,
     ) -> Result<()> {
-        let hint = "; --force-base takes it all the same";
-        self.compare(disk, (&path.display().to_string(), hint), Some(stat(path)?), covered)
+        self.compare(disk, &path.display().to_string(), Some(stat(path)?), covered)
     }
 
     /// The same for whoever reads the overlay as an image of its own; `file` is the base's host file, where
     /// that is known. What an interrupted commit or discard left is refused.
     pub fn verify_to_read(&self, disk: &dyn BlockDevice, name: &str, file: Option<&std::fs::Metadata>) -> Result<()> {
-        if matches!(self.state, State::Copying | State::Discarding) {
+        if self.is_interrupted() {
             let why = "a commit in place or a discard of the overlay was interrupted; run it again to finish it";
             return Err(Error::io(name, std::io::Error::new(std::io::ErrorKind::InvalidData, why)));
         }
-        self.compare(disk, (name, ""), file.map(facts), &mut |_, _| Ok(()))
+        self.compare(disk, name, file.map(facts), &mut |_, _| Ok(()))
     }
 
     fn compare(
         &self,
         disk: &dyn BlockDevice,
-        (name, hint): (&str, &str),
+        name: &str,
         file: Option<(u64, i64)>,
         covered: &mut dyn FnMut(u64, &mut [u8]) -> Result<()>,
     ) -> Result<()> {
@@ -228,9 +229,9 @@ impl Binding {
             );
         }
         let changed = || {
-            refused(format!(
-                "it is not this overlay's base, or was changed since the overlay was made: the contents differ{hint}"
-            ))
+            refused(
+                "it is not this overlay's base, or was changed since the overlay was made: the contents differ".into(),
+            )
         };
         if sample(disk, &mut |_, _| Ok(()))? != self.samples {
             return changed();
@@ -239,13 +240,13 @@ impl Binding {
             return Ok(());
         }
         match self.full_hash() {
-            Some(full) if hash_disk(disk, &mut |_, _| {})? == full => {
+            Some(full) if hash_disk(disk)? == full => {
                 log::info!("{name}: modified since the overlay was made, but the contents are the same");
                 Ok(())
             }
             Some(_) => changed(),
             None => refused(format!(
-                "it was changed since the overlay was made: it was modified at {}, the base at {}{hint}",
+                "it was changed since the overlay was made: it was modified at {}, the base at {}",
                 date(mtime),
                 date(self.mtime)
             )),
@@ -301,20 +302,65 @@ pub(super) fn sample(disk: &dyn BlockDevice, mask: &mut dyn FnMut(u64, &mut [u8]
     Ok(hash.finalize().into())
 }
 
-/// Hash of every byte of the disk; an unreadable one is an error.
-pub(super) fn hash_disk(disk: &dyn BlockDevice, progress: &mut dyn FnMut(u64, u64)) -> Result<Hash> {
-    const PIECE: usize = 1 << 20;
-    let size = disk.size();
-    let mut hash = Sha256::new();
-    let mut buf = vec![0; PIECE];
-    for at in (0..size).step_by(PIECE) {
-        let len = usize::try_from(size.saturating_sub(at)).unwrap_or(PIECE).min(PIECE);
-        let part = buf.get_mut(..len).ok_or(Error::Invalid)?;
-        disk.read_bulk_at(part, at)?;
-        hash.update(part);
-        progress(at.saturating_add(len as u64), size);
+/// Hash of a whole disk that is small enough to be read on the way; `samples` are of the same disk. What cannot be
+/// read in full has none.
+pub(super) fn quick_hash(disk: &dyn BlockDevice, samples: &Hash) -> Option<Hash> {
+    match disk.size() {
+        size if size <= HASHED_WHOLE => Some(*samples),
+        size if size <= HASHED_AT_FIRST => hash_disk(disk).ok(),
+        _ => None,
     }
-    Ok(hash.finalize().into())
+}
+
+/// Hash of every byte of the disk; an unreadable one is an error.
+fn hash_disk(disk: &dyn BlockDevice) -> Result<Hash> {
+    let mut whole = Whole::default();
+    while whole.step(disk, u64::MAX)? {}
+    Ok(whole.finish())
+}
+
+/// Hashes a disk from its start to its end, piece by piece.
+#[derive(Default)]
+pub(super) struct Whole {
+    hash: Sha256,
+    /// Bytes that are hashed.
+    pub done: u64,
+    buf: Vec<u8>,
+}
+
+impl Whole {
+    /// Bytes hashed at a time, at the most.
+    const PIECE: u64 = 1 << 20;
+
+    /// Hashes the next piece before `end`; `false` when there is none.
+    pub fn step(&mut self, disk: &dyn BlockDevice, end: u64) -> Result<bool> {
+        let len = disk.size().min(end).saturating_sub(self.done).min(Self::PIECE);
+        if len == 0 {
+            return Ok(false);
+        }
+        let mut buf = std::mem::take(&mut self.buf);
+        buf.resize(usize::try_from(len).map_err(|_| Error::Invalid)?, 0);
+        // A hole is not read: it would only be filled with zeros for this.
+        let extent = disk.extent(self.done)?;
+        if extent.stored || extent.len < len {
+            disk.read_bulk_at(&mut buf, self.done)?;
+        } else {
+            buf.fill(0);
+        }
+        self.add(&buf);
+        self.buf = buf;
+        Ok(true)
+    }
+
+    /// Hashes bytes that were read already.
+    pub fn add(&mut self, bytes: &[u8]) {
+        self.hash.update(bytes);
+        self.done = self.done.saturating_add(bytes.len() as u64);
+    }
+
+    pub fn finish(self) -> Hash {
+        self.hash.finalize().into()
+    }
 }
 
 #[cfg(test)]

@@ -11,16 +11,19 @@
 //! ```
 //! Each arrow is one byte, synced before and after. In every state the base can be verified: while
 //! it is written to, by the samples that the overlay does not cover.
+//!
+//! A commit to a new image reads the base anyway, and hashes it where its hash is not known yet.
 
 use std::path::Path;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
-use super::binding::{self, FULL_AT, MTIME_AT, SAMPLES_AT, State, sample, stat};
+use super::binding::{self, FULL_AT, MTIME_AT, SAMPLES_AT, State, Whole, sample, stat};
 use super::geometry::{ENTRY, from_bytes};
 use super::header::{Header, OVERLAY};
 use super::store::{HostStore, Store, StoreDisk, host};
 use super::write::is_zero;
-use super::{Hash, Options, Overlay, rename_new, temporary_name};
+use super::{Hash, Learned, Options, Overlay, rename_new, temporary_name};
 use crate::device::{BlockDevice, BlockWrite, Device};
 use crate::error::{Error, Result};
 
@@ -37,28 +40,36 @@ pub type Interruptible<'a> = &'a mut dyn FnMut(u64, u64) -> Result<()>;
 
 impl Overlay {
     /// Writes base and overlay as a new raw image: sparse, and there with its name only when whole.
-    pub fn commit_to_raw(&self, out: &Path, progress: Interruptible<'_>) -> Result<()> {
+    /// What it learned of the base on the way is for [`super::remember`].
+    pub fn commit_to_raw(&self, out: &Path, progress: Interruptible<'_>) -> Result<Option<Learned>> {
         let io = |error| host(&out.display().to_string(), error);
         new_image(out, |store| {
             store.set_size(self.size()).map_err(io)?;
-            self.copy_stored(progress, &mut |part, offset| store.write_at(part, offset).map_err(io))?;
-            store.sync().map_err(io)
+            let learned = self.copy_stored(progress, &mut |part, offset| store.write_at(part, offset).map_err(io))?;
+            store.sync().map_err(io)?;
+            Ok(learned)
         })
     }
 
-    /// Writes base and overlay as a new qcow2 image without a base.
-    pub fn commit_to_qcow2(&self, out: &Path, progress: Interruptible<'_>) -> Result<()> {
+    /// The same as a new qcow2 image without a base.
+    pub fn commit_to_qcow2(&self, out: &Path, progress: Interruptible<'_>) -> Result<Option<Learned>> {
         new_image(out, |store| {
             let zeros: Device = std::sync::Arc::new(Zeros { size: self.size(), sector_size: self.sector_size() });
             let image = Self::without_name(Box::new(store), &zeros, &Options::default())?;
-            self.copy_stored(progress, &mut |part, offset| image.write_all_at(part, offset))?;
-            image.close()
+            let learned = self.copy_stored(progress, &mut |part, offset| image.write_all_at(part, offset))?;
+            image.close()?;
+            Ok(learned)
         })
     }
 
     /// Calls `write` with everything that is neither a hole nor zeros.
-    fn copy_stored(&self, progress: Interruptible<'_>, write: &mut dyn FnMut(&[u8], u64) -> Result<()>) -> Result<()> {
+    fn copy_stored(
+        &self,
+        progress: Interruptible<'_>,
+        write: &mut dyn FnMut(&[u8], u64) -> Result<()>,
+    ) -> Result<Option<Learned>> {
         let size = self.size();
+        let mut base = self.learns().then(Whole::default);
         let mut buf = vec![0; usize::try_from(PIECE).map_err(|_| Error::Invalid)?];
         let mut offset = 0u64;
         while offset < size {
@@ -66,13 +77,34 @@ impl Overlay {
             let len = extent.len.min(if extent.stored { PIECE } else { u64::MAX }).max(1);
             if extent.stored {
                 let part = buf.get_mut(..usize::try_from(len).map_err(|_| Error::Invalid)?).ok_or(Error::Invalid)?;
-                self.read_bulk_at(part, offset)?;
+                self.read_learning(&mut base, part, offset)?;
                 write_without_holes(part, offset, write)?;
             }
             offset = offset.saturating_add(len);
             progress(offset.min(size), size)?;
+            // What is a hole here need not be one of the base.
+            while let Some(whole) = &mut base {
+                match whole.step(self.base.as_ref(), offset) {
+                    Ok(true) => progress(offset.min(size), size)?,
+                    Ok(false) => break,
+                    Err(_) => base = None,
+                }
+            }
         }
-        Ok(())
+        Ok(base.and_then(|whole| self.learned(whole)))
+    }
+
+    /// Reads as [`BlockDevice::read_bulk_at`], and hashes what the base has there.
+    fn read_learning(&self, base: &mut Option<Whole>, part: &mut [u8], offset: u64) -> Result<()> {
+        if let Some(whole) = base {
+            // What cannot be read of the base can still be covered by the overlay.
+            if whole.done == offset && self.base.read_bulk_at(part, offset).is_ok() {
+                whole.add(part);
+                return self.lay_over(part, offset);
+            }
+            *base = None;
+        }
+        self.read_bulk_at(part, offset)
     }
 
     /// Writes the changes into the base, which must be a raw image, and empties the overlay. A
@@ -132,10 +164,11 @@ impl Overlay {
         base.sync().map_err(io)?;
         let (_, mtime) = stat(&self.base_path)?;
         let samples = sample(&disk, &mut |_, _| Ok(()))?;
+        let full = binding::quick_hash(&disk, &samples);
         self.set_field(MTIME_AT, &mtime.to_be_bytes())?;
         self.set_field(SAMPLES_AT, &samples)?;
         self.set_state(State::Emptying)?;
-        self.finish_empty()
+        self.finish_empty(full)
     }
 
     fn copy_changes(&self, base: &dyn Store, progress: Progress<'_>) -> Result<()> {
@@ -169,38 +202,26 @@ impl Overlay {
         if state == Some(State::Copying) || self.options.read_only {
             return self.check_writable();
         }
+        let full = self.binding().and_then(|binding| binding.full_hash());
         if state.is_some() {
             self.set_state(State::Discarding)?;
         }
-        self.finish_empty()
+        self.finish_empty(full)
     }
 
-    fn finish_empty(mut self) -> Result<()> {
+    /// `full` is the hash of the whole base, where it is known.
+    fn finish_empty(mut self, full: Option<Hash>) -> Result<()> {
         // What memory still holds is of the old contents.
         self.closed = true;
-        empty(self.store.as_ref(), self.binding_at)
-    }
-
-    /// Hash of the whole base: as remembered, else computed, and remembered from then on.
-    pub fn hash_base(&self, progress: Progress<'_>) -> Result<Hash> {
-        let binding = self.binding();
-        if let Some(hash) = binding.as_ref().and_then(super::Binding::full_hash) {
-            return Ok(hash);
-        }
-        let hash = binding::hash_disk(self.base.as_ref(), progress)?;
-        if binding.is_some_and(|binding| binding.state == State::Bound) && self.unwritable.is_none() {
-            self.set_field(FULL_AT, &hash)?;
-            if let Some(binding) = &mut *self.binding.lock().unwrap_or_else(PoisonError::into_inner) {
-                binding.full = hash;
-            }
-            self.set_state(State::BoundHashed)?;
-        }
-        Ok(hash)
+        empty(self.store.as_ref(), self.binding_at)?;
+        full.map_or(Ok(()), |full| self.set_full(&full))
     }
 
     /// Changes a field of the binding in the file, and waits for it.
     pub(super) fn set_field(&self, field: u64, value: &[u8]) -> Result<()> {
+        // A sync that fails says so once, and it was perhaps the one of a writer.
         set_field(self.store.as_ref(), self.binding_at, field, value)
+            .inspect_err(|_| self.failed.store(true, Ordering::Release))
     }
 
     pub(super) fn set_state(&self, state: State) -> Result<()> {
@@ -212,7 +233,7 @@ impl Overlay {
     }
 }
 
-fn set_field(store: &dyn Store, binding_at: u64, field: u64, value: &[u8]) -> Result<()> {
+pub(super) fn set_field(store: &dyn Store, binding_at: u64, field: u64, value: &[u8]) -> Result<()> {
     let io = |error| host("the overlay's header", error);
     store.write_at(value, binding_at.saturating_add(field)).map_err(io)?;
     store.sync().map_err(io)
@@ -284,13 +305,13 @@ fn write_zeros(store: &dyn Store, offset: u64, len: u64) -> Result<()> {
 }
 
 /// Makes a file under a temporary name, and gives it its own when `fill` has filled and synced it.
-fn new_image(out: &Path, fill: impl FnOnce(HostStore) -> Result<()>) -> Result<()> {
+fn new_image<T>(out: &Path, fill: impl FnOnce(HostStore) -> Result<T>) -> Result<T> {
     if out.symlink_metadata().is_ok() {
         return Err(host(&out.display().to_string(), std::io::ErrorKind::AlreadyExists.into()));
     }
     let temporary = temporary_name(out);
     let store = HostStore::create(&temporary)?;
-    let made = fill(store).and_then(|()| rename_new(&temporary, out));
+    let made = fill(store).and_then(|value| rename_new(&temporary, out).map(|()| value));
     if made.is_err() {
         drop(std::fs::remove_file(&temporary));
     }

@@ -27,6 +27,7 @@ use super::free::FreeMap;
 use super::geometry::Width;
 use super::state::{Marks, Removal, Stage, State};
 use super::table::END_MARK;
+use super::time::Stamp;
 use super::{Fat, ROOT};
 use crate::device::{BlockWrite, read_array};
 use crate::error::{Error, Result};
@@ -46,7 +47,8 @@ impl Fat {
     /// Writes back all that differs from the disk.
     pub(super) fn commit(&self, state: &mut State) -> Result<()> {
         let writer = self.device_writer()?;
-        self.settle_times(state)?;
+        // A time that cannot be brought to its entry keeps nothing else from the disk.
+        let times = self.settle_times(state);
         writer.flush()?;
         if !state.table.pieces.is_empty() || !state.early.is_empty() {
             self.table.write_back(&mut state.table, writer)?;
@@ -77,7 +79,7 @@ impl Fat {
                 directory.write().unwrap_or_else(PoisonError::into_inner).free.release(slot, 1);
             }
         }
-        Ok(())
+        times
     }
 
     /// Writes back when what is kept in memory takes too much of it.
@@ -90,23 +92,32 @@ impl Fat {
         if large { self.commit(state) } else { Ok(()) }
     }
 
-    /// Brings the times of files that were written in place into their entries.
+    /// Brings the times of files that were written in place into their entries. All of them; the answer is the first
+    /// failure. For a time that found no room there may be some later.
     fn settle_times(&self, state: &mut State) -> Result<()> {
         let touched = std::mem::take(&mut *self.touched.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut settled = Ok(());
         for (node, stamp) in touched {
-            match self.entry(state, node) {
-                Ok(mut entry) => {
-                    entry.modified = stamp;
-                    if !entry.is_directory() {
-                        entry.attributes |= ARCHIVE;
+            match self.settle_time(state, node, stamp) {
+                Ok(()) | Err(Error::NotFound | Error::Stale) => {}
+                Err(error) => {
+                    if matches!(error, Error::NoSpace) {
+                        self.touched.lock().unwrap_or_else(PoisonError::into_inner).entry(node).or_insert(stamp);
                     }
-                    self.put_entry(state, node, entry)?;
+                    settled = settled.and(Err(error));
                 }
-                Err(Error::NotFound | Error::Stale) => {}
-                Err(error) => return Err(error),
             }
         }
-        Ok(())
+        settled
+    }
+
+    fn settle_time(&self, state: &mut State, node: NodeId, stamp: Stamp) -> Result<()> {
+        let mut entry = self.entry(state, node)?;
+        entry.modified = stamp;
+        if !entry.is_directory() {
+            entry.attributes |= ARCHIVE;
+        }
+        self.put_entry(state, node, entry)
     }
 
     /// Frees the removed slots whose turn it is, in memory; whether there are any.
