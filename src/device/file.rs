@@ -1,6 +1,6 @@
 //! A regular file or block device of the host, opened read-only.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
@@ -28,7 +28,7 @@ impl HostFile {
         let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
         let file = std::os::unix::fs::OpenOptionsExt::custom_flags(File::options().read(true), flags)
             .open(path)
-            .map_err(io)?;
+            .map_err(|error| io(std::fs::metadata(path).ok().and_then(refused).unwrap_or(error)))?;
         Self::from_file(file, name)
     }
 
@@ -42,13 +42,22 @@ impl HostFile {
             let sector_size = rustix::fs::ioctl_blksszget(&file).map_err(|e| io(e.into()))?;
             return Ok(Self { file, name, size, sector_size, holes: false });
         }
-        if !kind.is_file() {
-            let reason =
-                if kind.is_dir() { "is a directory, not an image" } else { "is neither a file nor a block device" };
-            return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, reason)));
+        let size = metadata.len();
+        match refused(metadata) {
+            Some(error) => Err(io(error)),
+            None => Ok(Self { file, name, size, sector_size: 512, holes: true }),
         }
-        Ok(Self { file, name, size: metadata.len(), sector_size: 512, holes: true })
     }
+}
+
+/// Why something of the host is no image, whether or not it could be opened.
+fn refused(metadata: Metadata) -> Option<std::io::Error> {
+    let kind = metadata.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        return None;
+    }
+    let reason = if kind.is_dir() { "is a directory, not an image" } else { "is neither a file nor a block device" };
+    Some(std::io::Error::new(std::io::ErrorKind::InvalidInput, reason))
 }
 
 impl BlockDevice for HostFile {

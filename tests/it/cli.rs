@@ -214,6 +214,9 @@ fn a_pipe_is_said_to_be_no_image() {
     let said = crate::program::said(child.wait_with_output().unwrap());
     assert_eq!(said.code, Some(1));
     assert!(said.err.contains("neither a file nor a block device") && !said.err.contains("rights"), "{}", said.err);
+    // What the sandbox does not let be opened at all.
+    let said = run(&["info", "/dev/zero"]);
+    assert_eq!((said.code, said.err.as_str()), (Some(1), "imgfs: /dev/zero: is neither a file nor a block device\n"));
 }
 
 #[test]
