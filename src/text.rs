@@ -121,11 +121,11 @@ pub fn printable(bytes: &[u8]) -> String {
     out
 }
 
-/// Whether a character does something to a terminal, or to the order of what is on it.
+/// Whether a character does something to a terminal, to the order of what is on it, or to where a line ends.
 pub fn steers(c: char) -> bool {
     let bidirectional =
         matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    c.is_control() || bidirectional
+    c.is_control() || bidirectional || matches!(c, '\u{2028}' | '\u{2029}')
 }
 
 /// A sentence of ours that may quote an image, made safe for a terminal: what steers one appears as
@@ -181,5 +181,7 @@ mod tests {
     #[test]
     fn nothing_that_steers_a_terminal_is_printed_raw() {
         assert_eq!(printable(b"a\x1b[31m\xe2\x80\xae\xff\t"), "a\\u{1b}[31m\\u{202e}\\xff\\t");
+        // A line that ends where a reader of logs may think so.
+        assert_eq!(tamed("a\u{2028}b\u{2029}"), "a\\u{2028}b\\u{2029}");
     }
 }

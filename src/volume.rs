@@ -77,6 +77,8 @@ pub struct Scan {
     pub table: Table,
     /// The rows that lie on the disk.
     pub volumes: Vec<Volume>,
+    /// The rows with something in them that do not: the image was cut short.
+    pub missing: Vec<Entry>,
 }
 
 /// A kind of partition table.
@@ -103,13 +105,16 @@ pub fn scan(disk: &Device) -> Result<Option<Scan>> {
             continue;
         }
         let mut table = (system.table)(disk)?;
-        let mut volumes = Vec::new();
+        let (mut volumes, mut missing) = (Vec::new(), Vec::new());
         for entry in &table.entries {
             let there = disk.size().saturating_sub(entry.start);
             if entry.len == 0 || there == 0 {
                 let text =
                     format!("row {} (byte {}, {} bytes) does not lie on the disk", entry.slot, entry.start, entry.len);
                 note(&mut table.notes, text);
+                if entry.len > 0 && !entry.structural {
+                    missing.push(entry.clone());
+                }
                 continue;
             }
             let clipped = entry.len > there;
@@ -123,7 +128,7 @@ pub fn scan(disk: &Device) -> Result<Option<Scan>> {
             volumes.push(Volume { entry: entry.clone(), device, clipped });
         }
         note_overlaps(&mut table);
-        return Ok(Some(Scan { system: system.name, table, volumes }));
+        return Ok(Some(Scan { system: system.name, table, volumes, missing }));
     }
     Ok(None)
 }

@@ -244,7 +244,7 @@ fn confine(args: &Args, options: &MountOptions, image: &Path) -> Result<()> {
             sandbox.list(path.parent().unwrap_or(path));
         }
         Some(Writing::Snapshot(folder, _)) => sandbox.fill(folder),
-        None => {}
+        None => sandbox.pass_through(),
     }
     if args.commit {
         sandbox.change(image);

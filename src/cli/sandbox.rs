@@ -11,13 +11,15 @@
 //!   seccomp             only the system calls of reading, waiting and threads: no program is
 //!                       started, no connection made, no owner or mode changed, no code mapped, no
 //!                       other process reached, no command given to a device
+//!   capabilities        of root's only those to read what is another user's, to write and own where the
+//!                       task says, and for a mount the one that passthrough takes
 //! ```
 
 mod calls;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -26,6 +28,7 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreatedAttr, Scope, make_bitflags,
 };
+use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::target::{ImageArgs, Target};
 
@@ -47,14 +50,22 @@ pub struct SafetyArgs {
 pub struct Sandbox {
     /// A path that is not there, or cannot be opened, is no rule: its user will say so.
     rules: BTreeMap<PathBuf, BitFlags<AccessFs>>,
+    /// What root keeps; of others there is nothing to keep.
+    capabilities: CapabilitySet,
     extraction: bool,
     off: bool,
 }
 
 impl Sandbox {
+    fn empty() -> Self {
+        // An image that only its owner can read is one that root opens.
+        Self { rules: BTreeMap::new(), capabilities: CapabilitySet::DAC_READ_SEARCH, extraction: false, off: false }
+    }
+
     /// Keeps what every decoder needs: the folder of indexes and spools, the folders of references.
     pub fn new(args: &SafetyArgs) -> Self {
-        let mut new = Self { rules: BTreeMap::new(), extraction: false, off: args.no_sandbox };
+        let mut new = Self::empty();
+        new.off = args.no_sandbox;
         for folder in &args.allow_references {
             new.read(folder);
         }
@@ -77,6 +88,10 @@ impl Sandbox {
     }
 
     fn allow(&mut self, path: &Path, rights: BitFlags<AccessFs>) {
+        let other = || std::fs::metadata(path).is_ok_and(|found| found.uid() != 0);
+        if rights.contains(AccessFs::WriteFile) && other() {
+            self.capabilities |= CapabilitySet::DAC_OVERRIDE;
+        }
         *self.rules.entry(path.to_owned()).or_default() |= rights;
     }
 
@@ -109,9 +124,15 @@ impl Sandbox {
         self.allow(folder, AccessFs::ReadDir.into());
     }
 
+    /// The files of a read-only mount, which the kernel reads by itself where it lets the daemon say so.
+    pub fn pass_through(&mut self) {
+        self.capabilities |= CapabilitySet::SYS_ADMIN;
+    }
+
     /// One file that is there, to be written.
     pub fn change(&mut self, file: &Path) {
         self.allow(file, make_bitflags!(AccessFs::{ReadFile | WriteFile | Truncate}));
+        self.capabilities |= CapabilitySet::DAC_OVERRIDE;
     }
 
     /// A device that is there, to be read, written and asked.
@@ -130,6 +151,8 @@ impl Sandbox {
     pub fn fill_beside(&mut self, file: &Path) {
         let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
         self.fill(folder.unwrap_or(Path::new(".")));
+        // It may be there, and another user's.
+        self.capabilities |= CapabilitySet::DAC_OVERRIDE;
     }
 
     /// An overlay to be made, written and removed.
@@ -144,8 +167,12 @@ impl Sandbox {
     pub fn extract_to(&mut self, folder: &Path, special: bool) {
         self.fill(folder);
         self.allow(folder, make_bitflags!(AccessFs::{MakeSym | MakeFifo | Refer}));
+        use CapabilitySet as Kept;
+        // What is there may be another user's; what is made becomes one's, with its modes and attributes.
+        self.capabilities |= Kept::DAC_OVERRIDE | Kept::CHOWN | Kept::FOWNER | Kept::FSETID | Kept::SYS_ADMIN;
         if special {
             self.allow(folder, make_bitflags!(AccessFs::{MakeSock | MakeChar | MakeBlock}));
+            self.capabilities |= Kept::MKNOD | Kept::SETFCAP;
         }
         self.extraction = true;
     }
@@ -180,10 +207,27 @@ fn confine(sandbox: &Sandbox) -> Result<Kept> {
             log::info!("sandbox: Landlock rules of version {}", effective_abi as i32);
         }
     }
+    if let Err(error) = drop_capabilities(sandbox.capabilities) {
+        lacking.push(format!("root keeps all its capabilities: {error}"));
+    }
     if let Err(error) = calls::restrict(sandbox.extraction) {
         lacking.push(format!("this kernel filters no system calls (seccomp): {error}"));
     }
     Ok(Kept { lacking })
+}
+
+/// Of this thread and those that it starts later. With no new privileges, no program gives them back.
+fn drop_capabilities(kept: CapabilitySet) -> rustix::io::Result<()> {
+    let CapabilitySets { effective, permitted, inheritable } = rustix::thread::capabilities(None)?;
+    if kept.contains(permitted | inheritable) {
+        return Ok(());
+    }
+    let left = CapabilitySets {
+        effective: effective & kept,
+        permitted: permitted & kept,
+        inheritable: CapabilitySet::empty(),
+    };
+    rustix::thread::set_capabilities(None, left)
 }
 
 fn restrict_files(rules: &BTreeMap<PathBuf, BitFlags<AccessFs>>) -> Result<LandlockStatus> {
@@ -232,7 +276,7 @@ mod tests {
         }
 
         fn sandbox(&self) -> Sandbox {
-            let mut sandbox = Sandbox { rules: BTreeMap::new(), extraction: false, off: false };
+            let mut sandbox = Sandbox::empty();
             sandbox.image(&self.path("images/disk"));
             sandbox.change(&self.path("images/overlay"));
             sandbox.fill(&self.path("cache"));

@@ -29,6 +29,12 @@ pub fn of(image: &Image) -> Vec<Treeless> {
         let name = "partition table".to_owned();
         found.push(Treeless { name, reason: error.to_string(), sentence, is_closed: false });
     }
+    for row in image.scan.iter().flatten().flat_map(|scan| &scan.missing) {
+        let reason = format!("its {} bytes from byte {} on lie past the end of the disk", row.len, row.start);
+        let name = format!("p{}", row.slot);
+        let sentence = format!("{name} is missing: {reason}");
+        found.push(Treeless { name, reason, sentence, is_closed: false });
+    }
     for part in &image.parts {
         let name = part.name.clone();
         match &part.tree {

@@ -151,6 +151,23 @@ fn what_goes_through_all_trees_says_which_one_is_missing() {
     ok(&["ls", image]);
 }
 
+#[test]
+fn a_partition_past_the_end_of_a_cut_image_is_missing_with_a_word() {
+    let case = Case::new("demo.img");
+    let image = case.scratch.path("cut.img");
+    std::fs::copy(&case.image, &image).unwrap();
+    // Before the first byte of the second partition.
+    std::fs::File::options().write(true).open(&image).unwrap().set_len(320 * 1024).unwrap();
+    let _untouched = Untouched::new(&image);
+    let image = image.to_str().unwrap();
+    let reason = "its 655360 bytes from byte 327680 on lie past the end of the disk";
+    let said = run(&["manifest", image]);
+    assert_eq!((said.code, said.err), (Some(1), format!("imgfs: p2 is missing: {reason}\n")));
+    assert!(said.out.contains(&format!("\n# unreadable: p2: {reason}\n")), "{}", said.out);
+    assert!(said.out.contains("p1/startup.nsh\tfile\t23\t"), "{}", said.out);
+    assert_eq!(run(&["ls", "-R", image]).code, Some(1));
+}
+
 /// What a command shows on a terminal, as bytes.
 fn on_a_terminal(args: &[&str]) -> Vec<u8> {
     let program = imgfs().get_program().to_str().unwrap().to_owned();
@@ -197,6 +214,9 @@ fn a_pipe_is_said_to_be_no_image() {
     let said = crate::program::said(child.wait_with_output().unwrap());
     assert_eq!(said.code, Some(1));
     assert!(said.err.contains("neither a file nor a block device") && !said.err.contains("rights"), "{}", said.err);
+    // What the sandbox does not let be opened at all.
+    let said = run(&["info", "/dev/zero"]);
+    assert_eq!((said.code, said.err.as_str()), (Some(1), "imgfs: /dev/zero: is neither a file nor a block device\n"));
 }
 
 #[test]

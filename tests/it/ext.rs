@@ -782,6 +782,24 @@ fn a_lost_superblock_or_descriptor_table_is_read_from_its_backup() {
 
 /// One directory block and one inode are damaged: all others are shown, and the loss is said.
 #[test]
+fn a_directory_of_no_size_is_an_error_and_no_empty_folder() {
+    let scratch = Scratch::new("no-size");
+    for path in ["/", "/dir"] {
+        sh(&format!(
+            r"cd {}; rm -rf tree image; mkdir -p tree/dir; echo x > tree/dir/file
+            truncate -s 2M image; mke2fs -q -F -t ext2 -b 1024 -d tree image
+            debugfs -w -R 'sif {path} size 0' image 2>/dev/null",
+            scratch.0.display()
+        ));
+        let tree = open_image(&scratch.path("image"), false);
+        let dir = if path == "/" { tree.root() } else { tree.lookup(tree.root(), b"dir").unwrap().unwrap() };
+        let result = tree.read_dir(dir, 0, &mut |entry| panic!("{entry:?}"));
+        assert!(matches!(result, Err(Error::Corrupt { .. })), "{result:?}");
+        assert!(matches!(tree.lookup(dir, b"file"), Err(Error::Corrupt { .. })));
+    }
+}
+
+#[test]
 fn damage_in_one_place_hides_nothing_else_and_is_an_error_of_its_own_node() {
     let scratch = Scratch::new("damage");
     let image = scratch.path("image");

@@ -998,6 +998,46 @@ fn a_medium_error_in_the_first_table_is_read_from_the_second() {
 }
 
 #[test]
+fn a_table_that_is_damaged_from_its_start_is_read_from_its_copy() {
+    for mut volume in [Patched::fat16(), Patched::fat32()] {
+        let first = volume.le(14, 2) * 512;
+        volume.0[first..first + 512].fill(0);
+        let fs = volume.open();
+        assert_eq!(names(fs.as_ref()), ALL);
+        assert_eq!(contents(fs.as_ref(), node(fs.as_ref(), "HELLO.TXT")).unwrap(), pattern(3000, 1));
+        let notes = fs.summary().notes;
+        let copy = format!("its copy at byte {} is used", first + volume.table_len());
+        assert!(notes.iter().any(|note| note.contains(&copy)), "{notes:?}");
+    }
+}
+
+#[test]
+fn a_media_byte_that_no_medium_has_is_said_where_all_else_is_in_order() {
+    let scratch = Scratch::new();
+    let image = scratch.path("image");
+    mkfs(&image, 720, "");
+    std::fs::write(scratch.path("HELLO.TXT"), pattern(3000, 1)).unwrap();
+    mcopy(&image, &scratch.path("HELLO.TXT"), "::");
+    let plain = std::fs::read(&image).unwrap();
+    // As TOS writes it, and one that is not there at all.
+    for (media, start) in [(0xf7, 0xf7), (0, 0xf9)] {
+        let mut bytes = plain.clone();
+        (bytes[0x15], bytes[512]) = (media, start);
+        let fs = open(&bytes);
+        assert_eq!(contents(fs.as_ref(), node(fs.as_ref(), "HELLO.TXT")).unwrap(), pattern(3000, 1));
+        assert!(fs.summary().notes.iter().any(|note| note.contains("no medium has")));
+        std::fs::write(&image, &bytes).unwrap();
+        let listed = tool("sleuthkit", "fls", &["-f", "fat12", image.to_str().unwrap()]);
+        assert!(listed.contains("HELLO.TXT"), "{listed}");
+        // Nothing but the table tells it from something else then.
+        bytes[512..515].fill(0);
+        let copy = 512 + 512 * usize::from(u16::from_le_bytes([bytes[0x16], bytes[0x17]]));
+        bytes[copy..copy + 3].fill(0);
+        assert!(!probe(&bytes));
+    }
+}
+
+#[test]
 fn other_formats_are_not_fat() {
     let scratch = Scratch::new();
     let image = scratch.path("image");

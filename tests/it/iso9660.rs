@@ -889,6 +889,22 @@ fn a_directory_whose_place_is_no_directory_is_an_error_and_no_empty_folder() {
 }
 
 #[test]
+fn a_directory_of_no_length_is_an_error_and_no_empty_folder() {
+    let good = small("-R");
+    let at = le32(&good, record(&good, b"DIR") + 2) as usize * SECTOR;
+    for start in [at, root_directory(&good)] {
+        let mut bytes = good.clone();
+        // The big-endian half still has it.
+        bytes[start + 10..start + 14].fill(0);
+        assert_eq!(walk(open_bytes(&bytes).as_ref()), walk(open_bytes(&good).as_ref()));
+        bytes[start + 14..start + 18].fill(0);
+        let tree = open_bytes(&bytes);
+        let dir = if start == at { child(tree.as_ref(), "dir") } else { tree.root() };
+        assert_eq!(names(tree.as_ref(), dir), (vec![], true));
+    }
+}
+
+#[test]
 fn relocated_directories_appear_where_they_belong_and_nowhere_else() {
     let folder = Folder::new();
     run(&folder, "coreutils", "mkdir -p source/1/2/3/4/5/6/7/8/9; echo x > source/1/2/3/4/5/6/7/8/9/x");

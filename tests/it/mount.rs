@@ -160,6 +160,35 @@ fn the_daemon_has_given_up_its_rights_unless_told_not_to() {
 }
 
 #[test]
+fn a_daemon_keeps_only_the_capabilities_of_its_task_as_root() {
+    if !is_root() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let image = demo(&scratch);
+    // linux/capability.h: 1 is writing another user's file, 2 reading it, 21 what passthrough takes.
+    for (options, kept) in [
+        (&["-o", "ro"][..], 1u64 << 2 | 1 << 21),
+        (&["-o", "rw"], 1 << 2 | 1 << 1),
+        (&["--snapshot"], 1 << 2),
+        (&["-o", "rw", "--commit"], 1 << 2 | 1 << 1),
+    ] {
+        // Of another user, who alone can read it.
+        std::os::unix::fs::chown(&image, Some(1234), Some(1234)).unwrap();
+        std::fs::set_permissions(&image, Permissions::from_mode(0o600)).unwrap();
+        let mounted = Mounted::new(&image, options);
+        std::fs::read(mounted.path("disk.img")).unwrap();
+        for status in statuses(mounted.pid) {
+            let field = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+                u64::from_str_radix(line.trim(), 16).unwrap()
+            };
+            assert_eq!((field("CapEff:"), field("CapPrm:"), field("CapInh:")), (kept, kept, 0), "{options:?}");
+        }
+    }
+}
+
+#[test]
 fn nothing_is_left_of_a_mount_that_failed() {
     let scratch = Scratch::new();
     let (image, at) = (scratch.path("bad.img"), scratch.path("mnt"));

@@ -74,18 +74,22 @@ impl Hash {
         }
     }
 
-    /// The key that was split over stripes of its own length: LUKS 1.2.3, section 2.4.
-    pub(super) fn merge(self, material: &[u8], key_len: usize) -> Vec<u8> {
+    /// The key that was split over stripes of its own length: LUKS 1.2.3, section 2.4. There can be
+    /// millions of stripes; `go_on` is asked now and then.
+    pub(super) fn merge(self, material: &[u8], key_len: usize, go_on: &dyn Fn() -> Result<()>) -> Result<Vec<u8>> {
         let mut sum = vec![0; key_len];
-        let mut stripes = material.chunks_exact(key_len.max(1)).peekable();
-        while let Some(stripe) = stripes.next() {
+        let mut stripes = material.chunks_exact(key_len.max(1)).enumerate().peekable();
+        while let Some((number, stripe)) = stripes.next() {
+            if number % 4096 == 0 {
+                go_on()?;
+            }
             sum.iter_mut().zip(stripe).for_each(|(to, from)| *to ^= from);
             // All but the last are diffused.
             if stripes.peek().is_some() {
                 sum = self.diffuse(&sum);
             }
         }
-        sum
+        Ok(sum)
     }
 
     /// Each piece of a hash's length becomes the hash of its number and itself.
@@ -124,7 +128,7 @@ mod tests {
                 sum = hash.diffuse(&sum);
             }
             material.extend(sum.iter().zip(key).map(|(a, b)| a ^ b));
-            assert_eq!(hash.merge(&material, 40), key);
+            assert_eq!(hash.merge(&material, 40, &|| Ok(())).unwrap(), key);
         }
     }
 }

@@ -30,6 +30,8 @@ const MAX_TIME: Duration = Duration::from_secs(30);
 const MAX_TOTAL: Duration = Duration::from_secs(90);
 /// Rounds by which the speed of this machine is known.
 const TRIAL: u32 = 20_000;
+/// The same of argon2, which fills so much memory once, KiB.
+const TRIAL_MEMORY: u32 = 32 << 10;
 
 /// The key that a passphrase opens; `None` when there is no slot for it.
 pub(super) fn open(device: &dyn BlockDevice, header: &Header, passphrase: &[u8]) -> Result<Option<Vec<u8>>> {
@@ -83,6 +85,7 @@ impl Slot {
     }
 
     fn open(&self, device: &dyn BlockDevice, passphrase: &[u8], clock: Clock) -> Result<Option<Vec<u8>>> {
+        clock.check()?;
         self.check(device.size())?;
         let mut key = vec![0; self.cipher_key_len];
         match &self.derivation {
@@ -96,7 +99,7 @@ impl Slot {
         Spec::new(&self.cipher, &key)?.decrypt(&mut material, 512, 0);
         let used = usize::try_from(self.stripes).ok().and_then(|stripes| self.key_len.checked_mul(stripes));
         let material = used.and_then(|used| material.get(..used)).ok_or(Error::Invalid)?;
-        let key = Hash::named(&self.hash)?.merge(material, self.key_len);
+        let key = Hash::named(&self.hash)?.merge(material, self.key_len, &|| clock.check())?;
         for digest in &self.digests {
             if digest.proves(&key, clock)? {
                 return Ok(Some(key));
@@ -109,14 +112,17 @@ impl Slot {
         let Derivation::Argon2 { kind, time, memory, lanes } = derivation else { return Err(Error::Invalid) };
         let algorithm = if kind == "argon2i" { Algorithm::Argon2i } else { Algorithm::Argon2id };
         let odd = |error: argon2::Error| Error::corrupt(FORMAT.name, format!("key slot ({kind}: {error})"), self.at);
-        let run = |time: u32, key: &mut [u8]| {
-            let params = Params::new(*memory, time, *lanes, Some(key.len())).map_err(odd)?;
+        let run = |memory: u32, time: u32, key: &mut [u8]| {
+            let params = Params::new(memory, time, *lanes, Some(key.len())).map_err(odd)?;
             Argon2::new(algorithm, Version::V0x13, params).hash_password_into(passphrase, &self.salt, key).map_err(odd)
         };
-        if *time > 1 {
-            clock.allow(1, *time, || run(1, &mut vec![0; key.len()]))?;
+        // As little memory as the lanes can do with, and of a slot that takes more, no more than this.
+        let some = TRIAL_MEMORY.max(lanes.saturating_mul(8)).min(*memory);
+        if *time > 1 || some < *memory {
+            let all = u64::from(*time).saturating_mul((*memory).into());
+            clock.allow(some.into(), all, || run(some, 1, &mut vec![0; key.len()]))?;
         }
-        run(*time, key)
+        run(*memory, *time, key)
     }
 }
 
@@ -138,8 +144,9 @@ fn pbkdf2(hash: &str, (password, salt): (&[u8], &[u8]), iterations: u32, key: &m
     if iterations == 0 {
         return Err(Error::corrupt(FORMAT.name, "header (a derivation of no rounds)", 0));
     }
+    clock.check()?;
     if iterations > TRIAL {
-        clock.allow(TRIAL, iterations, || {
+        clock.allow(TRIAL.into(), iterations.into(), || {
             hash.pbkdf2(password, salt, TRIAL, &mut vec![0; key.len()]);
             Ok(())
         })?;
@@ -156,16 +163,25 @@ struct Clock {
 
 impl Clock {
     /// Does some rounds of the work, and refuses it when all rounds would take too long.
-    fn allow(self, some: u32, all: u32, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    fn allow(self, some: u64, all: u64, work: impl FnOnce() -> Result<()>) -> Result<()> {
         let start = Instant::now();
         work()?;
-        let projected = start.elapsed().as_secs_f64() * f64::from(all) / f64::from(some.max(1));
-        if projected > MAX_TIME.as_secs_f64() {
-            let most = MAX_TIME.as_secs();
-            let what = format!("a key slot that takes {projected:.0} seconds to open ({most} are allowed)");
+        let projected = start.elapsed().mul_f64(all as f64 / some.max(1) as f64);
+        if projected > MAX_TIME {
+            let (takes, most) = (projected.as_secs(), MAX_TIME.as_secs());
+            let what = format!("a key slot that takes {takes} seconds to open ({most} are allowed)");
             return Err(Error::unsupported(FORMAT.name, what));
         }
-        if self.start.elapsed().as_secs_f64() + projected > MAX_TOTAL.as_secs_f64() {
+        self.has(projected)
+    }
+
+    /// Refuses to go on once the time is over: for work that is short, and of which there can be much.
+    fn check(self) -> Result<()> {
+        self.has(Duration::ZERO)
+    }
+
+    fn has(self, time: Duration) -> Result<()> {
+        if self.start.elapsed().saturating_add(time) > MAX_TOTAL {
             let what = format!("a header whose key slots take more than {} seconds to try", MAX_TOTAL.as_secs());
             return Err(Error::unsupported(FORMAT.name, what));
         }
@@ -187,4 +203,42 @@ fn check_memory(kib: u64) -> Result<()> {
         return Err(Error::unsupported(FORMAT.name, what));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::memory::Memory;
+
+    /// Each piece of this header's work is short, and there can be a thousand of them.
+    #[test]
+    fn work_of_few_rounds_ends_with_the_time_of_the_volume_too() {
+        let over = Clock { start: Instant::now().checked_sub(MAX_TOTAL + Duration::from_secs(1)).unwrap() };
+        let mut key = [0; 64];
+        let digest = Digest { hash: "sha1".to_owned(), salt: vec![1; 8], iterations: 1, digest: vec![0; 20] };
+        let pbkdf2 = Derivation::Pbkdf2 { hash: "sha1".to_owned(), iterations: 1 };
+        let argon2 = Derivation::Argon2 { kind: "argon2id".to_owned(), time: 1, memory: 64 << 10, lanes: 1 };
+        let slot = |derivation| Slot {
+            derivation,
+            salt: vec![1; 8],
+            at: 0,
+            cipher: "aes-xts-plain64".to_owned(),
+            cipher_key_len: 64,
+            key_len: 1,
+            stripes: 100_000,
+            hash: "sha1".to_owned(),
+            digests: vec![digest.clone()],
+        };
+        let device = Memory::new(vec![0; 1 << 20], 512);
+        for slot in [slot(pbkdf2), slot(argon2.clone())] {
+            assert!(slot.open(&device, b"key", Clock { start: Instant::now() }).unwrap().is_none());
+            slot.open(&device, b"key", over).unwrap_err();
+        }
+        let words = "key slots take more than 90 seconds";
+        let refused = |error: Error| assert!(error.to_string().contains(words), "{error}");
+        refused(digest.proves(&[1; 32], over).unwrap_err());
+        refused(slot(argon2.clone()).argon2(&argon2, b"key", &mut key, over).unwrap_err());
+        let merged = Hash::Sha1.merge(&[0; 1 << 20], 1, &|| over.check());
+        refused(merged.unwrap_err());
+    }
 }

@@ -108,7 +108,8 @@ impl Ext {
         }
         let block = u64::from(self.superblock.block_size).max(1);
         let size = inode.attributes.size;
-        if !size.is_multiple_of(block) {
+        // "." and ".." are in every one.
+        if size == 0 || !size.is_multiple_of(block) {
             walk.damage = Some(inode.corrupt("directory size"));
         }
         let map = FileMap { ext: self, inode };

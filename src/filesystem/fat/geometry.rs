@@ -51,6 +51,8 @@ pub(super) struct Geometry {
     pub table_count: u32,
     /// The only table in use, when mirroring is off.
     pub active_table: Option<u32>,
+    /// The first table that starts as a table does.
+    sound_table: u32,
     /// The top directory.
     pub root: Root,
     /// First byte of cluster 2.
@@ -99,7 +101,6 @@ struct Parameters {
     reserved: u16,
     tables: u8,
     root_entries: u16,
-    media: u8,
     sectors: u32,
     table_sectors: u32,
     fat32: bool,
@@ -109,14 +110,14 @@ impl Geometry {
     /// Reads the boot sector of a volume.
     pub fn read(device: &dyn BlockDevice) -> Result<Self> {
         let sector: [u8; 512] = read_array(device, 0)?;
-        let geometry = match Self::parse(&sector) {
+        let geometry = match Self::parse_with_table(device, &sector) {
             Ok(geometry) => geometry,
             Err(error) => match Self::early(device)? {
                 Some(geometry) => geometry,
                 None => Self::backup(device, &sector)?.ok_or(error)?,
             },
         };
-        Ok(geometry.with_size(device.size()))
+        Ok(geometry.with_size(device.size()).with_sound_table(device))
     }
 
     /// FAT32 keeps a copy of its boot sector. It counts where the sector itself was wiped and the
@@ -152,7 +153,7 @@ impl Geometry {
     /// magic number: everything that a FAT driver relies on must make sense.
     pub fn probe(device: &dyn BlockDevice) -> Result<bool> {
         let Some(sector) = probe_array::<512>(device, 0)? else { return Ok(false) };
-        let Ok(geometry) = Self::parse(&sector) else {
+        let Ok(geometry) = Self::parse_with_table(device, &sector) else {
             return Ok(Self::early(device)?.is_some() || Self::backup(device, &sector)?.is_some());
         };
         if [&b"NTFS    "[..], b"EXFAT   ", b"-FVE-FS-"].contains(&sector.get(3..11).unwrap_or_default())
@@ -172,24 +173,45 @@ impl Geometry {
         Ok(jumps && named && sector.ends_with(&[0x55, 0xaa]))
     }
 
-    /// Whether one of the tables starts as a table does.
+    /// Whether one of the tables starts as a table does. That another cannot be read does not matter then.
     fn has_table(&self, device: &dyn BlockDevice) -> Result<bool> {
-        for index in 0..u64::from(self.table_count) {
-            let at = self.table_len.saturating_mul(index).saturating_add(self.table_offset);
-            // The first entry repeats the media byte below bits that are all set; the second holds
-            // an end mark, in which FAT16 and FAT32 clear two flags.
-            let Some(start) = probe_array::<8>(device, at)? else { continue };
-            let found = match (self.width, start) {
-                (Width::Fat12, [media, 0xff, 0xff, ..]) => media,
-                (Width::Fat16, [media, 0xff, 0xff, flags, ..]) if flags | 0xc0 == 0xff => media,
-                (Width::Fat32, [media, 0xff, 0xff, reserved, ..]) if reserved & 0x0f == 0x0f => media,
-                _ => continue,
-            };
-            if found >= 0xf0 {
-                return Ok(true);
+        let mut failed = None;
+        for index in 0..self.table_count {
+            match self.is_table(device, index) {
+                Ok(true) => return Ok(true),
+                Ok(false) => {}
+                Err(error) => failed = failed.or(Some(error)),
             }
         }
-        Ok(false)
+        failed.map_or(Ok(false), Err)
+    }
+
+    /// Whether a table starts as one does: the first entry repeats the media byte below bits that are all
+    /// set; the second holds an end mark, in which FAT16 and FAT32 clear two flags.
+    fn is_table(&self, device: &dyn BlockDevice, index: u32) -> Result<bool> {
+        let Some(start) = probe_array::<8>(device, self.table_start(index))? else { return Ok(false) };
+        let media = match (self.width, start) {
+            (Width::Fat12, [media, 0xff, 0xff, ..]) => media,
+            (Width::Fat16, [media, 0xff, 0xff, flags, ..]) if flags | 0xc0 == 0xff => media,
+            (Width::Fat32, [media, 0xff, 0xff, reserved, ..]) if reserved & 0x0f == 0x0f => media,
+            _ => return Ok(false),
+        };
+        Ok(media >= 0xf0)
+    }
+
+    /// The kernel refuses a media byte that no medium has, and other systems never look at it: where all
+    /// else is in order it is a volume of theirs.
+    fn parse_with_table(device: &dyn BlockDevice, sector: &[u8; 512]) -> Result<Self> {
+        let mut geometry = Self::parse(sector)?;
+        let bpb = Record::new(FAT, "boot sector", 0, sector);
+        let media = bpb.u8(0x15)?;
+        if !matches!(media, 0xf0 | 0xf8..) {
+            if !geometry.has_table(device)? {
+                return Err(bpb.corrupt_field("media"));
+            }
+            geometry.notes.push(format!("the media byte is {media:02x}, which no medium has"));
+        }
+        Ok(geometry)
     }
 
     fn parse(sector: &[u8; 512]) -> Result<Self> {
@@ -204,7 +226,6 @@ impl Geometry {
             reserved: bpb.le16(0x0e)?,
             tables: bpb.u8(0x10)?,
             root_entries: if fat32 { 0 } else { root_entries },
-            media: bpb.u8(0x15)?,
             sectors: if sectors16 == 0 { sectors32 } else { u32::from(sectors16) },
             table_sectors: if fat32 { bpb.le32(0x24)? } else { u32::from(table_sectors16) },
             fat32,
@@ -276,7 +297,6 @@ impl Geometry {
             reserved: 1,
             tables: 2,
             root_entries: early.root_entries,
-            media: early.media,
             sectors: u32::from(early.sectors),
             table_sectors: u32::from(early.table_sectors),
             fat32: false,
@@ -301,9 +321,6 @@ impl Geometry {
         }
         if parameters.reserved == 0 || parameters.table_sectors == 0 || !(1..=4).contains(&parameters.tables) {
             return Err(bpb.corrupt_field("reserved sectors and tables"));
-        }
-        if parameters.media < 0xf8 && parameters.media != 0xf0 {
-            return Err(bpb.corrupt_field("media"));
         }
         if parameters.fat32 != (parameters.root_entries == 0) {
             return Err(bpb.corrupt_field("root entries"));
@@ -352,6 +369,7 @@ impl Geometry {
             table_len,
             table_count: u32::from(parameters.tables),
             active_table: None,
+            sound_table: 0,
             root,
             data_offset,
             cluster_count: u32::try_from(cluster_count).map_err(|_| bpb.corrupt())?,
@@ -373,6 +391,20 @@ impl Geometry {
         self
     }
 
+    /// The first sector of a floppy's table is what fails first, and there is a copy.
+    fn with_sound_table(mut self, device: &dyn BlockDevice) -> Self {
+        let is_table = |index: u32| self.is_table(device, index);
+        if self.active_table.is_none()
+            && matches!(is_table(0), Ok(false))
+            && let Some(sound) = (1..self.table_count).find(|index| matches!(is_table(*index), Ok(true)))
+        {
+            self.notes
+                .push(format!("the first table is damaged: its copy at byte {} is used", self.table_start(sound)));
+            self.sound_table = sound;
+        }
+        self
+    }
+
     /// First byte of a cluster; `None` for a number that no cluster has.
     pub fn cluster_offset(&self, cluster: u32) -> Option<u64> {
         let index = cluster.checked_sub(2).filter(|&index| index < self.cluster_count)?;
@@ -387,7 +419,7 @@ impl Geometry {
 
     /// The table that is read, and written first.
     pub fn first_table(&self) -> u32 {
-        self.active_table.unwrap_or(0)
+        self.active_table.unwrap_or(self.sound_table)
     }
 
     /// First byte of one of the tables.

@@ -219,11 +219,11 @@ impl Table {
             self.device.read_bulk_at(&mut bytes, at)?;
             Ok(bytes)
         };
-        let first = read(self.geometry.first_table());
+        let first = self.geometry.first_table();
         if self.geometry.active_table.is_some() {
-            return first;
+            return read(first);
         }
-        (1..self.geometry.table_count).fold(first, |result, copy| match result {
+        (0..self.geometry.table_count).filter(|copy| *copy != first).fold(read(first), |result, copy| match result {
             Err(Error::Io { .. }) => read(copy),
             other => other,
         })

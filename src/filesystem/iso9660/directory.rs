@@ -81,6 +81,8 @@ impl Iso {
         let mut offset = cursor;
         if !self.has_self(directory) {
             scan.damaged(Error::corrupt(NAME, "directory (its record of itself)", directory.at), false);
+        } else if directory.len == 0 {
+            scan.damaged(Error::corrupt(NAME, "directory (its length)", directory.at), false);
         }
         while offset < directory.len {
             let at = directory.at.saturating_add(offset);

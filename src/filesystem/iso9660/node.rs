@@ -84,7 +84,7 @@ impl Iso {
         } else {
             self.medium.byte(self.directory_extent(record))
         };
-        let len = record.data_len.choose(|len| self.medium.holds(record.extent.le, len.into()));
+        let len = record.data_len.choose(|len| len > 0 && self.medium.holds(record.extent.le, len.into()));
         let mut attributes = self.common(Kind::Directory, len.into(), record, rock_ridge.as_ref());
         attributes.blocks = Some(u64::from(len).div_ceil(512));
         let directory = Directory { at: at.unwrap_or(self.medium.device.size()), len: len.into() };
