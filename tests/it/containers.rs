@@ -405,6 +405,12 @@ fn no_format_follows_a_reference_out_of_the_folder_or_through_a_link() {
              <ParentGUID>{{00000000-0000-0000-0000-000000000000}}</ParentGUID></Shot></Snapshots></Parallels_disk_image>"
         )
     };
+    scratch.sh(PACKAGES, "split -b 1M -d base.raw i.img.part; split -b 1M base.raw i.img.part-");
+    for name in ["i.img.part00", "i.img.part08", "i.img.part-aa", "i.img.part-ac"] {
+        assert_image(&scratch.path(name), "split", &bytes);
+    }
+    std::fs::remove_file(scratch.path("i.img.part03")).unwrap();
+    assert!(refusal(&scratch.path("i.img.part00")).contains("i.img.part03"), "the missing piece is named");
     type Text<'a> = &'a dyn Fn(&str) -> String;
     let kinds: [(&str, Text<'_>); 4] =
         [("image.vmdk", &vmdk), ("image.cue", &cue), ("image.toc", &toc), ("DiskDescriptor.xml", &bundle)];
