@@ -227,6 +227,12 @@ fn a_raw_disc_is_the_iso_in_it_and_bchunk_agrees() {
     let toc = folder.write("disc.toc", b"CD_ROM\nTRACK MODE1_RAW\nFILE \"disc.bin\" 0 // all of it\n");
     assert!(decoded(&toc) == iso);
     assert_eq!(open(&cue).unwrap().disk.sector_size(), 2048);
+    let sheet = CUE.replace("DISC.BIN", "disc.bin");
+    let utf16 =
+        |unit: fn(u16) -> [u8; 2]| format!("\u{feff}{sheet}").encode_utf16().flat_map(unit).collect::<Vec<u8>>();
+    for text in [utf16(u16::to_le_bytes), utf16(u16::to_be_bytes), format!("\u{feff}{sheet}").into_bytes()] {
+        assert!(decoded(&folder.write("wide.cue", &text)) == iso);
+    }
 }
 
 #[test]
