@@ -792,6 +792,12 @@ fn every_method_of_chdman_is_unpacked() {
         assert!(decoded(&folder.path("disc.chd")) == iso, "{methods}");
     }
     let facts = open(&folder.path("disc.chd")).unwrap().facts;
+    let said = String::from_utf8(run(&folder, "chdman", "mame-tools", &["info", "-i", "disc.chd"])).unwrap();
+    for (name, theirs) in [("stored SHA-1", "\nSHA1:"), ("stored SHA-1 of the data", "\nData SHA1:")] {
+        let ours = &facts.iter().find(|(fact, _)| *fact == name).unwrap().1;
+        assert_eq!(said.split(theirs).nth(1).unwrap().lines().next().unwrap().trim(), ours, "{name}");
+    }
+    assert!(facts.contains(&("compression", "cdlz, cdzl, cdfl".to_owned())), "{facts:?}");
     assert!(facts.iter().any(|(_, fact)| fact == &format!("2: AUDIO with subchannels, session 1, from sector {frame}, 301 sectors")));
     let mut disk = iso.clone();
     disk.extend(vec![0; 200_000]);
