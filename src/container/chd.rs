@@ -66,7 +66,6 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     if tag(b"AVAV") {
         return Err(Error::unsupported(FORMAT.name, "a laser disc"));
     }
-    let file_size = file.size();
     let first = decoder(&file)?;
     let unit_size = u64::from(first.header().unit_bytes());
     let (names, parent) = parents.map_or((Vec::new(), None), |parent| (parent.names, Some(parent.disk)));
@@ -78,13 +77,12 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     let mut opened = if tracks.is_empty() {
         let mut opened = Opened::new(FORMAT.name, disk);
         opened.add("virtual size", format!("{} bytes", header.size));
-        opened.add("file size", format!("{file_size} bytes"));
         opened
     } else {
         let disc = Disc { format: FORMAT.name, data: disk, tracks, notes: Vec::new() };
         let mut opened = if gd_rom { disc.open_gd_rom(options)? } else { disc.open(options)? };
-        opened.facts.retain(|(name, _)| *name != "file size");
-        opened.add("file size", format!("{file_size} bytes"));
+        // They are of what the hunks hold.
+        opened.facts.retain(|(name, _)| *name != "size of all files");
         opened
     };
     opened.checks.extend(checks);
@@ -112,10 +110,10 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
 struct Header {
     version: u32,
     size: u64,
-    /// What its hunks are packed with, in chdman's words.
-    codecs: String,
     hunk_size: u64,
     metadata_at: u64,
+    /// What its hunks are packed with, in chdman's words.
+    codecs: String,
     /// SHA-1 of all hunks, when it is known.
     raw_sha1: Option<[u8; 20]>,
     /// SHA-1 of that and of the metadata, from version 4 on.
@@ -138,9 +136,9 @@ impl Header {
                 let header = Self {
                     version,
                     size: record.be64(28)?,
-                    codecs: ["none", "zlib", "zlib+", "av"].get(record.be32(20)? as usize).unwrap_or(&"?").to_string(),
                     hunk_size: record.be32(hunk_size_at)?.into(),
                     metadata_at: record.be64(36)?,
+                    codecs: ["none", "zlib", "zlib+", "av"].get(record.be32(20)? as usize).unwrap_or(&"?").to_string(),
                     raw_sha1: sha1(if version == 3 { 80 } else { 88 })?,
                     sha1: if version == 3 { None } else { sha1(48)? },
                     parent,

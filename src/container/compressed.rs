@@ -173,7 +173,6 @@ pub(super) fn open(units: Units, file: &Device, companions: &dyn Companions, opt
         ("compression", format.to_owned()),
         ("unpacked size", format!("{size} bytes")),
         ("random access", if in_memory { parts } else { format!("{parts}, through a spool") }),
-        ("file size", format!("{} bytes", file.size())),
     ];
     opened.facts.splice(0..0, facts);
     if checked {
