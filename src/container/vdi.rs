@@ -58,7 +58,7 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     opened.add("virtual size", format!("{} bytes", header.size));
     opened.add("block size", format!("{} bytes", header.block_size));
     opened.add("allocated blocks", format!("{} of {}", header.allocated, header.blocks));
-    opened.add("creator", printable(trim_padding(&header.creator)));
+    opened.add("creator", printable(trim_padding(&header.creator).trim_ascii()));
     if !header.comment.is_empty() {
         opened.add("comment", printable(&header.comment));
     }

@@ -891,6 +891,9 @@ fn a_parallels_bundle_lays_its_images_over_each_other() {
     };
     let text = format!(
         "<?xml version='1.0' encoding='UTF-8'?>\n<Parallels_disk_image Version=\"1.0\"><StorageData>{}{}</StorageData>\
+    assert_eq!(opened.fact("version"), Some("1.0"));
+    let created: jiff::Timestamp = opened.fact("created").unwrap().parse().unwrap();
+    assert!(created.duration_until(jiff::Timestamp::now()).as_secs().abs() < 3600, "{created}");
          <Snapshots><Shot><GUID>{top}</GUID><ParentGUID>{base}</ParentGUID></Shot><Shot><GUID>{base}</GUID>\
          <ParentGUID>{{00000000-0000-0000-0000-000000000000}}</ParentGUID></Shot></Snapshots></Parallels_disk_image>",
         storage(0, 4 * 2048, "Compressed", "a"),
