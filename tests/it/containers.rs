@@ -666,6 +666,64 @@ fn a_qcow2_that_was_cut_off_says_so() {
     let marked = |lost: u64| {
         let script = "qemu-img convert -f raw -O qcow2 -o cluster_size=2M base.raw image; truncate -s";
         scratch.sh(PACKAGES, &format!("rm -f image; {script} -{lost} image"));
+    // Below the folder means at any depth, for a parent that is known by its identifier alone as well.
+    scratch.sh(PACKAGES, "mkdir -p machines/one/disks; mv base.vdi machines/one/disks/renamed.vdi");
+    let child = scratch.path("snap/{1}.vdi");
+    for folder in ["machines", "machines/one", "machines/one/disks", ""] {
+        assert_disk(folder, open(&child, &allowing(folder)).unwrap().disk.as_ref(), &after);
+    }
+    scratch.sh(PACKAGES, "mv machines elsewhere; mkdir machines; ln -s ../elsewhere/one machines/one");
+    let said = open(&child, &allowing("machines")).err().unwrap().to_string();
+    assert!(said.contains("--allow-references"), "a link was followed: {said}");
+}
+
+#[test]
+fn a_child_of_virtualbox_finds_its_parent_by_identifier() {
+    let scratch = Scratch::new();
+    let bytes = disk(8 * MIB);
+    scratch.write("base.raw", &bytes);
+    scratch.sh(
+        PACKAGES,
+        "qemu-img convert -f raw -O vmdk base.raw parent.vmdk
+        qemu-img create -q -f vmdk -b parent.vmdk -F vmdk child.vmdk
+        qemu-io -f vmdk -c 'write -P 3 1M 100k' child.vmdk",
+    );
+    let expected = oracle(&scratch, "child.vmdk", "vmdk");
+    // As VirtualBox writes descriptors: a child has no CID of its parent, and no name.
+    let (one, two) = ("435c196a-1e52-41b6-8d9a-fd72132c3dea", "ed08add6-7936-436c-ad65-aa44718f5aac");
+    let none = "00000000-0000-0000-0000-000000000000";
+    let describe = |name: &str, image: &str, modified: &str, parent: [&str; 2]| {
+        let mut file = std::fs::read(scratch.path(name)).unwrap();
+        let text = String::from_utf8(file[512..512 + 20 * 512].to_vec()).unwrap();
+        let kept = text.trim_end_matches('\0').lines().filter(|line| !line.starts_with("parent"));
+        let mut text: String = kept.map(|line| format!("{line}\n")).collect();
+        text = text.replacen("CID=", "parentCID=ffffffff\nCID=", 1);
+        for (key, value) in
+            [("image", image), ("modification", modified), ("parent", parent[0]), ("parentmodification", parent[1])]
+        {
+            text += &format!("ddb.uuid.{key}=\"{value}\"\n");
+        }
+        file[512..512 + 20 * 512].fill(0);
+        file[512..512 + text.len()].copy_from_slice(text.as_bytes());
+        std::fs::write(scratch.path(name), file).unwrap();
+    };
+    describe("parent.vmdk", one, two, [none, none]);
+    describe("child.vmdk", two, two, [one, two]);
+    let child = scratch.path("child.vmdk");
+    let opened = assert_image(&child, "vmdk", &expected);
+    assert!(opened.fact("parent").is_some_and(|fact| fact.starts_with("parent.vmdk")) && opened.notes.is_empty());
+    assert_image(&scratch.path("parent.vmdk"), "vmdk", &bytes);
+    // In the place of a parent's bytes there are never zeros.
+    scratch.sh(PACKAGES, "mkdir below; mv child.vmdk below/{x}.vmdk");
+    let child = scratch.path("below/{x}.vmdk");
+    let said = refusal(&child);
+    assert!(said.contains(one) && said.contains("--allow-references"), "{said}");
+    let allowing = Options { references: vec![scratch.path("")], ..options() };
+    assert_disk("allowed", open(&child, &allowing).unwrap().disk.as_ref(), &expected);
+    // One that was written to since is read, and said.
+    describe("parent.vmdk", one, one, [none, none]);
+    let opened = open(&child, &allowing).unwrap();
+    assert!(opened.notes.iter().any(|note| note.contains("written to since")), "{:?}", opened.notes);
         let opened = open(&scratch.path("image"), &options()).unwrap();
         (opened.notes.iter().any(|note| note.contains("cut off")), faults(&opened))
     };

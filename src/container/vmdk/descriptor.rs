@@ -5,6 +5,7 @@ use std::fmt;
 use super::sparse::Sparse;
 use super::{FORMAT, SECTOR};
 use crate::container::Opened;
+use crate::container::parent::Identity;
 use crate::device::{BlockDevice, probe_array, read_vec};
 use crate::error::{Error, Result};
 use crate::text::printable;
@@ -52,6 +53,10 @@ pub(super) struct Descriptor {
     pub(super) extents: Vec<ExtentLine>,
     version: Option<String>,
     uuid: Option<String>,
+    /// As VirtualBox tells images apart; zeros where it has not written them.
+    pub(super) image: Identity,
+    /// What the parent was when the child was made, in the same way.
+    pub(super) parent: Identity,
     adapter: Option<String>,
 }
 
@@ -121,13 +126,22 @@ impl Descriptor {
                 "parentcid" => found.parent_cid = id(),
                 "createtype" => found.create_type = Some(value),
                 "parentfilenamehint" => found.parent_hint = Some(value),
-                "ddb.uuid" | "ddb.uuid.image" => found.uuid = Some(value),
+                key if key.starts_with("encryption.") => return Err(Error::unsupported(FORMAT.name, "encryption")),
+                "ddb.uuid" => found.uuid = Some(value),
+                "ddb.uuid.image" => {
+                    found.image.uuid = identifier();
+                    found.uuid = Some(value);
+                }
+                "ddb.uuid.modification" => found.image.modified = identifier(),
+                "ddb.uuid.parent" => found.parent.uuid = identifier(),
+                "ddb.uuid.parentmodification" => found.parent.modified = identifier(),
                 "ddb.adaptertype" => found.adapter = Some(value),
                 _ => {}
             }
         }
         Ok(found)
     }
+            let identifier = || u128::from_str_radix(&value.replace('-', ""), 16).unwrap_or(0).to_be_bytes();
 
     /// Whether empty places are the parent's.
     pub(super) fn has_parent(&self) -> bool {
