@@ -30,6 +30,7 @@ mod ewf;
 mod files;
 mod floppy;
 mod flux;
+mod foreign;
 mod gdi;
 mod gz;
 mod imd;
@@ -39,8 +40,8 @@ mod msa;
 mod nrg;
 mod ntfsclone;
 mod parallels;
-mod partclone;
 mod parent;
+mod partclone;
 mod qcow;
 mod qcow2;
 mod rawcd;
@@ -267,6 +268,9 @@ pub const FORMATS: &[ContainerFormat] = &[
     zst::FORMAT,
     gz::FORMAT,
     bz2::FORMAT,
+    // Refused by name: other packers, archives and disks, whose bytes are of no use as a raw disk.
+    foreign::FORMAT,
+    foreign::TRAILED,
     // Two bytes of magic and sizes that must add up to the file's: last of those with a header.
     dc42::FORMAT,
     // By the size of the file and the bytes at its end alone.
@@ -343,12 +347,12 @@ fn beside(companions: &dyn Companions, paths: &[String]) -> Result<PathBuf> {
 
 /// Longest chain of images that refer to each other: more than any tool makes, far less than the stack.
 const MAX_DEPTH: usize = 64;
-/// How often a file is opened anew that was moved meanwhile.
-const MAX_TRIES: usize = 8;
-
 /// Files below the folders that the user named which are looked at, and how deep: a home's machines.
 const MAX_ALLOWED: usize = 10_000;
 const MAX_ALLOWED_DEPTH: usize = 8;
+/// How often a file is opened anew that was moved meanwhile.
+const MAX_TRIES: usize = 8;
+
 /// The files beside one image.
 struct Folder<'a> {
     path: &'a Path,
