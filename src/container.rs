@@ -30,6 +30,7 @@ mod ewf;
 mod files;
 mod floppy;
 mod flux;
+mod foreign;
 mod gdi;
 mod gz;
 mod imd;
@@ -39,6 +40,7 @@ mod msa;
 mod nrg;
 mod ntfsclone;
 mod parallels;
+mod parent;
 mod partclone;
 mod qcow;
 mod qcow2;
@@ -58,7 +60,7 @@ mod vmdk;
 mod xz;
 mod zst;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::Metadata;
@@ -268,6 +270,9 @@ pub const FORMATS: &[ContainerFormat] = &[
     zst::FORMAT,
     gz::FORMAT,
     bz2::FORMAT,
+    // Refused by name: other packers, archives and disks, whose bytes are of no use as a raw disk.
+    foreign::FORMAT,
+    foreign::TRAILED,
     // Two bytes of magic and sizes that must add up to the file's: last of those with a header.
     dc42::FORMAT,
     // By the size of the file and the bytes at its end alone.
@@ -288,7 +293,7 @@ pub trait Companions {
     fn open_disk(&self, name: &Path, format: Option<&str>) -> Result<Opened>;
     /// Names of the files beside the image.
     fn siblings(&self) -> Result<Vec<PathBuf>>;
-    /// Whole paths of the files in the folders that the user named.
+    /// Whole paths of the files below the folders that the user named.
     fn allowed(&self) -> Vec<PathBuf>;
     /// Names of the files in a folder beside the image.
     fn inside(&self, folder: &Path) -> Result<Vec<PathBuf>>;
@@ -344,6 +349,9 @@ fn beside(companions: &dyn Companions, paths: &[String]) -> Result<PathBuf> {
 
 /// Longest chain of images that refer to each other: more than any tool makes, far less than the stack.
 const MAX_DEPTH: usize = 64;
+/// Files below the folders that the user named which are looked at, and how deep: a home's machines.
+const MAX_ALLOWED: usize = 10_000;
+const MAX_ALLOWED_DEPTH: usize = 8;
 /// How often a file is opened anew that was moved meanwhile.
 const MAX_TRIES: usize = 8;
 
@@ -511,12 +519,25 @@ impl Companions for Folder<'_> {
 
     fn allowed(&self) -> Vec<PathBuf> {
         let folders = self.options.references.iter().filter_map(|folder| folder.canonicalize().ok());
-        // One that cannot be listed may still be led into by name.
-        let files = |folder: PathBuf| {
-            let names = names(&folder).unwrap_or_default();
-            names.into_iter().map(move |name| folder.join(name))
-        };
-        folders.flat_map(files).collect()
+        let mut found = Vec::new();
+        let mut folders: VecDeque<(PathBuf, usize)> = folders.map(|folder| (folder, 0)).collect();
+        while let Some((folder, depth)) = folders.pop_front() {
+            // One that cannot be listed may still be led into by name.
+            for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+                if found.len() >= MAX_ALLOWED {
+                    return found;
+                }
+                match entry.file_type() {
+                    Ok(kind) if kind.is_dir() && depth < MAX_ALLOWED_DEPTH => {
+                        folders.push_back((entry.path(), depth.saturating_add(1)));
+                    }
+                    Ok(kind) if kind.is_file() => found.push(entry.path()),
+                    // Links are not followed.
+                    _ => {}
+                }
+            }
+        }
+        found
     }
 
     fn inside(&self, folder: &Path) -> Result<Vec<PathBuf>> {

@@ -28,7 +28,7 @@ use crate::device::mapped::{Mapped, Mapping, Place, Run};
 use crate::device::{BlockDevice, Device, probe_array, read_vec};
 use crate::digest::{self, Algorithm};
 use crate::error::{Error, Result};
-use crate::text::printable;
+use crate::text::{printable, trim_padding};
 
 pub(super) const FORMAT: ContainerFormat = ContainerFormat { name: "chd", snapshots: false, probe, open };
 
@@ -66,10 +66,8 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     if tag(b"AVAV") {
         return Err(Error::unsupported(FORMAT.name, "a laser disc"));
     }
-    let file_size = file.size();
     let first = decoder(&file)?;
     let unit_size = u64::from(first.header().unit_bytes());
-    let codecs: Vec<String> = first.header().codecs().iter().flatten().map(|codec| format!("{codec:?}")).collect();
     let (names, parent) = parents.map_or((Vec::new(), None), |parent| (parent.names, Some(parent.disk)));
     let hunks = Hunks::new(&file, &header, first, parent);
     let sector_size = if unit_size == 2048 { 2048 } else { 512 };
@@ -79,13 +77,12 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     let mut opened = if tracks.is_empty() {
         let mut opened = Opened::new(FORMAT.name, disk);
         opened.add("virtual size", format!("{} bytes", header.size));
-        opened.add("file size", format!("{file_size} bytes"));
         opened
     } else {
         let disc = Disc { format: FORMAT.name, data: disk, tracks, notes: Vec::new() };
         let mut opened = if gd_rom { disc.open_gd_rom(options)? } else { disc.open(options)? };
-        opened.facts.retain(|(name, _)| *name != "file size");
-        opened.add("file size", format!("{file_size} bytes"));
+        // They are of what the hunks hold.
+        opened.facts.retain(|(name, _)| *name != "size of all files");
         opened
     };
     opened.checks.extend(checks);
@@ -94,7 +91,12 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     }
     opened.add("version", header.version);
     opened.add("hunk size", format!("{} bytes", header.hunk_size));
-    opened.add("compression", if codecs.is_empty() { "none".to_owned() } else { codecs.join(", ") });
+    opened.add("compression", &header.codecs);
+    for (name, sum) in [("stored SHA-1 of the data", header.raw_sha1), ("stored SHA-1", header.sha1)] {
+        if let Some(sum) = sum {
+            opened.add(name, digest::hex(&sum));
+        }
+    }
     for item in metadata.iter().filter(|item| item.tag.iter().all(u8::is_ascii_graphic)) {
         let text = item.value.split(|&b| b == 0).next().unwrap_or_default();
         if !text.is_empty() && text.iter().all(|b| b.is_ascii_graphic() || *b == b' ') {
@@ -110,6 +112,8 @@ struct Header {
     size: u64,
     hunk_size: u64,
     metadata_at: u64,
+    /// What its hunks are packed with, in chdman's words.
+    codecs: String,
     /// SHA-1 of all hunks, when it is known.
     raw_sha1: Option<[u8; 20]>,
     /// SHA-1 of that and of the metadata, from version 4 on.
@@ -134,6 +138,7 @@ impl Header {
                     size: record.be64(28)?,
                     hunk_size: record.be32(hunk_size_at)?.into(),
                     metadata_at: record.be64(36)?,
+                    codecs: ["none", "zlib", "zlib+", "av"].get(record.be32(20)? as usize).unwrap_or(&"?").to_string(),
                     raw_sha1: sha1(if version == 3 { 80 } else { 88 })?,
                     sha1: if version == 3 { None } else { sha1(48)? },
                     parent,
@@ -154,7 +159,12 @@ impl Header {
                     return Err(Error::corrupt(FORMAT.name, "hunk map (past the end of the file)", map_at));
                 }
                 let (raw_sha1, sha1, parent) = (sha1(64)?, sha1(84)?, sha1(104)?);
-                let header = Self { version, size, hunk_size, metadata_at: record.be64(48)?, raw_sha1, sha1, parent };
+                let codecs: Vec<String> =
+                    record.bytes(16, 16)?.chunks(4).map(|tag| printable(trim_padding(tag))).collect();
+                let codecs = codecs.into_iter().filter(|tag| !tag.is_empty()).collect::<Vec<_>>().join(", ");
+                let codecs = if codecs.is_empty() { "none".to_owned() } else { codecs };
+                let metadata_at = record.be64(48)?;
+                let header = Self { version, size, hunk_size, metadata_at, codecs, raw_sha1, sha1, parent };
                 (size.checked_div(hunk_size).unwrap_or(0), header)
             }
             _ => return Err(Error::unsupported(FORMAT.name, format!("version {version}"))),

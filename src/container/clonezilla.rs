@@ -199,11 +199,20 @@ impl Folder<'_> {
 
     fn open_image(&self, name: &str) -> Result<Opened> {
         let unsupported = |what: &str| Err(Error::unsupported(FORMAT.name, what.to_owned()));
+        let packed = name.split("-img.").nth(1).and_then(|rest| rest.split('.').next()).unwrap_or("nothing");
+        let unknown = matches!(packed, "lzo" | "lz4" | "lzma" | "lz" | "lzip" | "lrz" | "lrzip");
         let opened = match name.rsplit_once("-img").or_else(|| name.rsplit_once('.')) {
             Some((stem, _)) if ![".ntfs", "ptcl", ".dd"].iter().any(|kind| stem.ends_with(kind)) => {
                 return unsupported("an image of partimage");
             }
-            _ => self.companions.open_disk(Path::new(name), None)?,
+            _ => self.companions.open_disk(Path::new(name), None),
+        };
+        let opened = match opened {
+            // Refused by its first bytes.
+            Err(Error::Unsupported { .. }) if unknown => {
+                return unsupported(&format!("an image packed with {}", printable(packed.as_bytes())));
+            }
+            opened => opened?,
         };
         // What partclone.dd writes is the partition as it is, in spite of its name.
         let expected = match name {
@@ -212,8 +221,6 @@ impl Folder<'_> {
             name if name.contains(".ntfs-img") => Some("ntfsclone"),
             _ => None,
         };
-        let packed = name.split("-img.").nth(1).and_then(|rest| rest.split('.').next()).unwrap_or("nothing");
-        let unknown = matches!(packed, "lzo" | "lz4" | "lzma" | "lz" | "lzip" | "lrz" | "lrzip");
         let other = expected.is_some_and(|expected| opened.format != expected);
         if other || unknown && matches!(opened.format, "raw" | "split") {
             return unsupported(&format!("an image packed with {}", printable(packed.as_bytes())));

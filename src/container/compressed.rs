@@ -30,7 +30,7 @@ use crate::error::{Error, Result};
 /// Not tried on an unpacked disk: what wraps whole files.
 const OUTER: [&str; 6] = ["gz", "xz", "zst", "bz2", "split", "ddrescue"];
 /// Also not tried when the disk unpacks only from its start: told by their last bytes.
-const TRAILED: [&str; 4] = ["vhd", "dmg", "nrg", "d64"];
+const TRAILED: [&str; 5] = ["vhd", "dmg", "nrg", "d64", "foreign-trailer"];
 /// Disks are in whole blocks of this size, but for small and old ones.
 const BLOCK: u64 = 4096;
 const NOT_LOOKED_AT: &str = "the last bytes were not looked at, because all others would have to be unpacked first: \
@@ -173,7 +173,6 @@ pub(super) fn open(units: Units, file: &Device, companions: &dyn Companions, opt
         ("compression", format.to_owned()),
         ("unpacked size", format!("{size} bytes")),
         ("random access", if in_memory { parts } else { format!("{parts}, through a spool") }),
-        ("file size", format!("{} bytes", file.size())),
     ];
     opened.facts.splice(0..0, facts);
     if checked {

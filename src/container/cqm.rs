@@ -74,7 +74,6 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
     }
     opened.add("geometry", format!("{all} cylinders, {heads} heads, {sectors} sectors of {sector_size} bytes"));
     opened.add("description", printable(trim_padding(header.bytes(0x1c, 60)?)));
-    opened.add("file size", format!("{} bytes", file.size()));
     opened.add("checksum", if stored == 0 { "none".to_owned() } else { format!("{stored:08x}") });
     if stored != 0 && stored != found {
         opened.notes.push(format!("the bytes have the checksum {found:08x}, not {stored:08x}: the image is damaged"));

@@ -124,12 +124,10 @@ fn open_dax(file: Device, _: &dyn Companions, options: &Options) -> Result<Opene
 
 fn finish(blocks: Blocks, version: &str, options: &Options) -> Opened {
     let (format, file, size, block_size) = (blocks.format, blocks.file.clone(), blocks.size, blocks.block_size);
-    let file_size = file.size();
     let mut opened = Opened::new(format, Arc::new(Mapped::new(Arc::new(blocks), file, None, 2048, options.cache_size)));
     opened.add("version", version);
     opened.add("virtual size", format!("{size} bytes"));
     opened.add("block size", format!("{block_size} bytes"));
-    opened.add("file size", format!("{file_size} bytes"));
     opened
 }
 

@@ -23,7 +23,7 @@ use super::files::{Files, Placed};
 use super::{Companions, ContainerFormat, Opened, Options};
 use crate::device::{BlockDevice, Device, read_vec};
 use crate::error::{Error, Result};
-use crate::text::printable;
+use crate::text::{printable, utf16_to_bytes};
 
 pub(super) const FORMAT: ContainerFormat = ContainerFormat { name: "cue", snapshots: false, probe, open };
 
@@ -54,11 +54,23 @@ fn probe(device: &dyn BlockDevice, _: &dyn Companions) -> Result<bool> {
     if device.size() > MAX_LEN || len < 16 {
         return Ok(false);
     }
-    let text = read_vec(device, 0, usize::try_from(len).map_err(|_| Error::Invalid)?)?;
+    let text = read_text(device, len)?;
     let mut lines = lines(&text).filter(|line| !line.words.is_empty());
     let known = lines.next().is_some_and(|line| line.command().is_some()) && !text.contains(&0);
     // A sheet of many remarks names its file behind what was read.
     Ok(known && (device.size() > PROBED || lines_have_track(&text)))
+}
+
+/// The first `len` bytes of the sheet. Notepad and EAC save UTF-16 as well, with its mark.
+fn read_text(device: &dyn BlockDevice, len: u64) -> Result<Vec<u8>> {
+    let bytes = read_vec(device, 0, usize::try_from(len).map_err(|_| Error::Invalid)?)?;
+    let decode =
+        |rest: &[u8], unit: fn([u8; 2]) -> u16| utf16_to_bytes(rest.as_chunks::<2>().0.iter().map(|&two| unit(two)));
+    Ok(match bytes.as_slice() {
+        [0xff, 0xfe, rest @ ..] => decode(rest, u16::from_le_bytes),
+        [0xfe, 0xff, rest @ ..] => decode(rest, u16::from_be_bytes),
+        _ => bytes,
+    })
 }
 
 fn lines_have_track(text: &[u8]) -> bool {
@@ -237,7 +249,7 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     if file.size() > MAX_LEN {
         return Err(Error::corrupt(FORMAT.name, "the sheet (too long)", 0));
     }
-    let text = read_vec(file.as_ref(), 0, usize::try_from(file.size()).map_err(|_| Error::Invalid)?)?;
+    let text = read_text(file.as_ref(), file.size())?;
     let sources = parse(&text)?;
     let only = sources.len() == 1;
     let mut disc = Layout::default();

@@ -59,7 +59,6 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
     let mut opened = Opened::new(FORMAT.name, disk);
     opened.add("virtual size", format!("{size} bytes"));
     opened.add("bad sectors", lost);
-    opened.add("file size", format!("{} bytes", file.size()));
     if doubtful > 0 {
         opened
             .notes

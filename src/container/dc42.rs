@@ -32,7 +32,6 @@ fn probe(device: &dyn BlockDevice, _: &dyn Companions) -> Result<bool> {
 
 fn open(file: Device, _: &dyn Companions, _: &Options) -> Result<Opened> {
     let header = Header::parse(&read_array::<84>(file.as_ref(), 0)?, file.size())?;
-    let size = file.size();
     let tags_at = HEADER.saturating_add(header.data_len);
     // The tags of the first sector were not summed by the first version, and never are.
     let skipped = header.tag_len.min(12);
@@ -56,7 +55,6 @@ fn open(file: Device, _: &dyn Companions, _: &Options) -> Result<Opened> {
     opened.add("encoding", header.encoding());
     opened.add("tags", format!("{} bytes", header.tag_len));
     opened.add("checksum", format!("{:08x}{}", header.data_sum, if notes.is_empty() { ", verified" } else { "" }));
-    opened.add("file size", format!("{size} bytes"));
     for (what, word) in [("data checksum", "data"), ("tag checksum", "tags")] {
         if summed && (word == "data" || header.tag_len > 0) {
             let fault = notes.iter().find(|note| note.starts_with(&format!("the {word} "))).cloned();

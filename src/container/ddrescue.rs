@@ -11,10 +11,12 @@
 //! Positions in a map are those of what was read; where the command line in it says that they are others
 //! in the image (`-i`, `-o`), they are moved.
 //!
-//! Supported: `IMAGE.map`, `IMAGE.mapfile`, `IMAGE.log`, and the same beside the image's stem when the map
-//! says that it is of this image; maps of older versions (log files); the map of an image that was packed
-//! since (`IMAGE.gz`); any file that the user names. Bytes that were not read are an error at their place,
-//! or zeros when the user says so; what the image is (raw, another container) is probed by its bytes.
+//! Supported: `IMAGE.map`, `IMAGE.mapfile`, `IMAGE.log`, `IMAGE.logfile`; the same beside the image's stem
+//! when the map says that it is of this image, or when no other file has that stem (both were renamed);
+//! `mapfile`, `rescue.log` and the like when the map names this image; maps of older versions (log files);
+//! the map of an image that was packed since (`IMAGE.gz`); any file that the user names. Bytes that were not
+//! read are an error at their place, or zeros when the user says so; what the image is (raw, another
+//! container) is probed by its bytes.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -29,7 +31,11 @@ use crate::text::printable;
 
 pub(super) const FORMAT: ContainerFormat = ContainerFormat { name: "ddrescue", snapshots: true, probe, open };
 
-const ENDINGS: [&str; 3] = ["map", "mapfile", "log"];
+const ENDINGS: [&str; 4] = ["map", "mapfile", "log", "logfile"];
+/// Endings of files that only speak of an image of their stem.
+const ABOUT: [&str; 9] = ["md5", "sha1", "sha256", "sha512", "txt", "nfo", "json", "asc", "bak"];
+/// Files of other stems that are looked into for a map.
+const MAX_OTHERS: usize = 50;
 /// Endings of images that were packed.
 const PACKED: [&str; 4] = ["gz", "xz", "zst", "bz2"];
 /// A map of a disk that is wholly in pieces is a few megabytes.
@@ -63,36 +69,68 @@ fn find(size: u64, companions: &dyn Companions) -> Option<Found> {
 /// The map of an image that was packed whole, and had the name of the packed file without its ending.
 pub(super) fn of_unpacked(size: u64, companions: &dyn Companions) -> Option<Found> {
     let own = Path::new(companions.own_name());
-    let packed = own.extension().is_some_and(|ending| PACKED.iter().any(|known| ending.eq_ignore_ascii_case(known)));
-    if packed && companions.map().is_none() { beside(Path::new(own.file_stem()?), size, companions) } else { None }
+    if is_packed(own) && companions.map().is_none() {
+        beside(Path::new(own.file_stem()?), size, companions)
+    } else {
+        None
+    }
+}
+
+fn is_packed(own: &Path) -> bool {
+    own.extension().is_some_and(|ending| PACKED.iter().any(|known| ending.eq_ignore_ascii_case(known)))
 }
 
 /// The map beside an image of this name and size. Next to `game.img` and `game.map` may lie a `game.iso`
 /// that has nothing to do with either.
 fn beside(own: &Path, size: u64, companions: &dyn Companions) -> Option<Found> {
     let siblings = companions.siblings().ok()?;
+    let is_own = |name: &Path| name.as_os_str() == companions.own_name() || name == own;
+    let open = |name: &Path| companions.open(name).ok().filter(|device| is_map(device.as_ref()));
     for ending in ENDINGS {
         let mut appended = own.as_os_str().to_owned();
         appended.push(".");
         appended.push(ending);
         for (name, sure) in [(PathBuf::from(appended), true), (own.with_extension(ending), false)] {
-            if name.as_os_str() == companions.own_name() || name.as_os_str() == own || !siblings.contains(&name) {
+            if is_own(&name) || !siblings.contains(&name) {
                 continue;
             }
-            let Ok(device) = companions.open(&name) else { continue };
-            if is_map(device.as_ref()) && (sure || is_of(&device, own, size)) {
-                return Some((name, device));
+            let Some(map) = open(&name) else { continue };
+            if sure || is_of(&map, own, size) || is_alone(own, &siblings) {
+                return Some((name, map));
             }
         }
     }
-    None
+    let others = siblings.iter().filter(|name| !is_own(name) && may_be_map(name));
+    let mut found = others.take(MAX_OTHERS).filter_map(|name| Some((name, open(name)?)));
+    let (name, map) = found.find(|(_, map)| read_map(map.as_ref()).is_ok_and(|text| names(&text, own)))?;
+    Some((name.clone(), map))
+}
+
+/// `image.log`, or `mapfile` as in ddrescue's manual.
+fn may_be_map(name: &Path) -> bool {
+    let ending = name.extension().or(name.file_name()).unwrap_or_default();
+    ENDINGS.iter().any(|known| ending.eq_ignore_ascii_case(known))
+}
+
+/// Whether no other image has the stem of this one: a map of that stem is of no other, then.
+fn is_alone(own: &Path, siblings: &[PathBuf]) -> bool {
+    let about = |name: &Path| {
+        let ending = name.extension().unwrap_or_default();
+        may_be_map(name) || ABOUT.iter().chain(&PACKED).any(|known| ending.eq_ignore_ascii_case(known))
+    };
+    // What a packed file has as its stem is the name of what is in it: see `of_unpacked`.
+    !is_packed(own) && siblings.iter().all(|name| name == own || name.file_stem() != own.file_stem() || about(name))
 }
 
 /// Whether a map says that it is of the image: by name, or by size.
 fn is_of(map: &Device, own: &Path, size: u64) -> bool {
     let Ok(text) = read_map(map.as_ref()) else { return false };
-    let named = command_line(&text).is_some_and(|line| writes_to(line, own.as_os_str().as_encoded_bytes()));
-    named || Map::parse(&text, size).is_ok_and(|map| map.end == size)
+    names(&text, own) || Map::parse(&text, size).is_ok_and(|map| map.end == size)
+}
+
+/// Whether a map says that the image was written to.
+fn names(text: &[u8], own: &Path) -> bool {
+    command_line(text).is_some_and(|line| writes_to(line, own.as_os_str().as_encoded_bytes()))
 }
 
 fn read_map(map: &dyn BlockDevice) -> Result<Vec<u8>> {

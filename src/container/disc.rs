@@ -232,7 +232,7 @@ impl Disc {
             opened
                 .add("track", format!("{number}: {name}{sub}, session {session}, from sector {lba}, {count} sectors"));
         }
-        opened.add("file size", format!("{file_size} bytes"));
+        opened.add("size of all files", format!("{file_size} bytes"));
         opened.notes = notes;
         Ok(opened)
     }

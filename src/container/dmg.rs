@@ -78,7 +78,7 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
     kinds.dedup();
     let count = pieces.len();
     let runs = Runs { file: file.clone(), pieces, size };
-    let (file_size, fork) = (file.size(), file.clone());
+    let fork = file.clone();
     let disk = Mapped::new(Arc::new(runs), file, None, 512, options.cache_size);
     let mut opened = Opened::new(FORMAT.name, Arc::new(disk.with_large_units(options.cache_size, largest)));
     opened.add("virtual size", format!("{size} bytes"));
@@ -89,7 +89,6 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
             opened.add(name, sum);
         }
     }
-    opened.add("file size", format!("{file_size} bytes"));
     opened.checks = checks(&trailer, &sums, &fork, &opened.disk);
     Ok(opened)
 }

@@ -61,7 +61,6 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
     let mut opened = floppy.open(FORMAT.name, options)?;
     opened.add("type", if extended { "extended" } else { "standard" });
     opened.add("creator", printable(trim_padding(record.bytes(0x22, 14)?)));
-    opened.add("file size", format!("{} bytes", file.size()));
     Ok(opened)
 }
 

@@ -105,7 +105,7 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     opened.add("segments", if count == 1 { "1".to_owned() } else { format!("{count} ({names})") });
     volume.describe(&mut opened);
     opened.add("chunk tables", tables);
-    opened.add("file size", format!("{file_size} bytes"));
+    opened.add("size of all files", format!("{file_size} bytes"));
     let digests = metadata.digests();
     let damage = metadata.notes.damage();
     metadata.describe(volume.sector_size, options.bad_as_zeros, &mut opened);

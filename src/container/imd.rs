@@ -45,7 +45,6 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
     }
     let mut opened = floppy.open(FORMAT.name, options)?;
     opened.add("comment", printable(comment.trim_ascii()).chars().take(1000).collect::<String>());
-    opened.add("file size", format!("{} bytes", file.size()));
     Ok(opened)
 }
 

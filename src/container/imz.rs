@@ -65,14 +65,12 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     let size = usize::try_from(entry.size).map_err(|_| Error::Invalid)?;
     let damaged = || Error::corrupt(FORMAT.name, "packed bytes", at);
     // Deflate packs a thousandfold at the most.
-    if entry.size > entry.packed.saturating_add(1).saturating_mul(1100) {
-        return Err(damaged());
-    }
+    let likely = entry.size <= entry.packed.saturating_add(1).saturating_mul(1100);
     let packed = read_vec(file.as_ref(), at, len).map_err(|_| damaged())?;
     let bytes = match entry.method {
         0 if len == size => packed,
-        8 => inflate(&packed, false, size).ok_or_else(damaged)?,
-        0 => return Err(damaged()),
+        8 if likely => inflate(&packed, false, size).ok_or_else(damaged)?,
+        0 | 8 => return Err(damaged()),
         method => return Err(Error::unsupported(FORMAT.name, format!("the packing method {method}"))),
     };
     if crc32fast::hash(&bytes) != entry.crc {

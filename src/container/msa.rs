@@ -77,7 +77,6 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
     let tracks = shape.last.saturating_add(1);
     opened
         .add("geometry", format!("{tracks} cylinders, {} heads, {} sectors of 512 bytes", shape.sides, shape.sectors));
-    opened.add("file size", format!("{} bytes", file.size()));
     Ok(opened)
 }
 

@@ -192,7 +192,6 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
         ("virtual size", format!("{} bytes", header.size)),
         ("block size", format!("{} bytes", header.block_size)),
         ("blocks in use", format!("{total} of {}", header.blocks)),
-        ("file size", format!("{file_size} bytes")),
     ];
     let mut notes = header.notes.clone();
     facts.push((

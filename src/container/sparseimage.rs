@@ -63,6 +63,5 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
     let mut opened = Opened::new(FORMAT.name, disk);
     opened.add("virtual size", format!("{size} bytes"));
     opened.add("bands", format!("{} of {} stored, {band} bytes each", stored.len(), size.div_ceil(band)));
-    opened.add("file size", format!("{} bytes", file.size()));
     Ok(opened)
 }

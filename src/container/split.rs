@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Supported: numbers from 0 or 1 with two digits or more, letters from `aa`, and both ways in
-//! which they grow past their width (`999` to `1000`; GNU split's `89` to `9000`, `yz` to `zaaa`).
+//! which they grow past their width (`999` to `1000`; GNU split's `89` to `9000`, `yz` to `zaaa`);
+//! after a point, or after `.part`, `.part-` and `.part_`.
 //! Not supported: pieces of unequal size, which no tool writes and a lost tail looks like.
 
 use std::collections::HashSet;
@@ -101,21 +102,28 @@ fn check_sizes(names: &[String], pieces: &[Device]) -> Result<()> {
     Ok(())
 }
 
+/// What may stand between the point and the part that counts.
+const MARKS: [&str; 3] = ["part-", "part_", "part"];
+
 /// A piece's name, cut before the part that counts.
 struct Name {
+    /// With the point, and the mark behind it.
     stem: String,
     suffix: String,
 }
 
 impl Name {
     fn parse(name: Option<&str>) -> Option<Self> {
-        let (stem, suffix) = name?.rsplit_once('.')?;
+        let name = name?;
+        let ending = name.rsplit_once('.').filter(|(stem, _)| !stem.is_empty())?.1;
+        let suffix = MARKS.iter().find_map(|mark| ending.strip_prefix(mark)).unwrap_or(ending);
+        let stem = name.strip_suffix(suffix)?;
         let digits = suffix.bytes().all(|b| b.is_ascii_digit());
         let letters = suffix.bytes().all(|b| b.is_ascii_lowercase()) && !FOREIGN.contains(&suffix);
         // Letters count in pairs from `aa`, so that `.img` and `.vmdk` are not pieces.
         let letters = letters && (suffix.len() == 2 || suffix.starts_with(['a', 'z'])) && suffix.len() <= 8;
         let counts = suffix.len() >= 2 && (digits || letters);
-        (counts && !stem.is_empty()).then(|| Self { stem: stem.to_owned(), suffix: suffix.to_owned() })
+        counts.then(|| Self { stem: stem.to_owned(), suffix: suffix.to_owned() })
     }
 
     /// The suffixes beside the image that belong to the same set, the shortest first; empty when
@@ -156,7 +164,7 @@ impl Name {
     fn chain(&self, present: &[String]) -> Result<Vec<String>> {
         let missing = |suffix: &str| {
             let source = std::io::Error::from(std::io::ErrorKind::NotFound);
-            let name = format!("{}.{suffix}", self.stem);
+            let name = format!("{}{suffix}", self.stem);
             let name = printable(name.as_bytes());
             Error::io(format!("the piece {name} of the split image is missing ({ALONE})"), source)
         };
@@ -174,7 +182,7 @@ impl Name {
             if !known.contains(suffix.as_str()) || names.len() >= MAX_PIECES {
                 return Err(missing(&suffix));
             }
-            names.push(format!("{}.{suffix}", self.stem));
+            names.push(format!("{}{suffix}", self.stem));
             left = left.saturating_sub(1);
             let next: Vec<String> = [count(&suffix), widen(&suffix)].into_iter().flatten().collect();
             let found = next.iter().find(|next| known.contains(next.as_str())).or(next.first());
@@ -241,6 +249,11 @@ mod tests {
         assert_eq!(chain("d.002", &siblings).unwrap(), ["d.001", "d.002", "d.003"]);
         assert_eq!(chain("d.aa", &["d.ab", "d.aa", "d.img", "d.qcow"]).unwrap(), ["d.aa", "d.ab"]);
         assert_eq!(chain("d.00", &["d.00", "d.01"]).unwrap(), ["d.00", "d.01"]);
+        let marked = ["d.img.part00", "d.img.part01", "d.img.part-00", "d.img.00"];
+        assert_eq!(chain("d.img.part01", &marked).unwrap(), ["d.img.part00", "d.img.part01"]);
+        assert_eq!(chain("d.part-ab", &["d.part-ab", "d.part-aa"]).unwrap(), ["d.part-aa", "d.part-ab"]);
+        // What a browser has not finished, and the images of partitions.
+        assert!(Name::parse(Some("d.iso.part")).is_none() && Name::parse(Some("sda.part1")).is_none());
     }
 
     #[test]

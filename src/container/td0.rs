@@ -84,7 +84,6 @@ fn open(file: Device, _: &dyn Companions, options: &Options) -> Result<Opened> {
     if !comment.is_empty() {
         opened.add("comment", comment);
     }
-    opened.add("file size", format!("{} bytes", file.size()));
     Ok(opened)
 }
 

@@ -46,6 +46,5 @@ fn open(file: Device, _: &dyn Companions, _: &Options) -> Result<Opened> {
     opened.add("virtual size", format!("{len} bytes"));
     opened.add("creator", printable(record.bytes(4, 4)?));
     opened.add("order of sectors", order);
-    opened.add("file size", format!("{} bytes", file.size()));
     Ok(opened)
 }

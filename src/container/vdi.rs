@@ -10,9 +10,9 @@
 //! Supported: dynamic, fixed and differencing images of version 1.1.
 //! Not supported: version 0.1, undo images.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::parent::{Family, Identity, Parent};
 use super::table::{Extent, Tables, Width, held, join};
 use super::{Companions, ContainerFormat, Opened, Options};
 use crate::bytes::Record;
@@ -28,8 +28,6 @@ const SIGNATURE: [u8; 4] = 0xbeda_107f_u32.to_le_bytes();
 const ABSENT: u64 = 0xffff_ffff;
 /// A block of zeros.
 const ZERO: u64 = 0xffff_fffe;
-/// Files that are looked at for the parent.
-const MAX_SIBLINGS: usize = 10_000;
 
 fn probe(device: &dyn BlockDevice, _: &dyn Companions) -> Result<bool> {
     Ok(probe_array::<4>(device, 64)? == Some(SIGNATURE))
@@ -38,7 +36,7 @@ fn probe(device: &dyn BlockDevice, _: &dyn Companions) -> Result<bool> {
 fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<Opened> {
     let header = Header::read(file.as_ref())?;
     let parent = match header.kind {
-        Kind::Differencing => Some(open_parent(&header, companions)?),
+        Kind::Differencing => Some(FAMILY.open(header.parent, companions)?),
         Kind::Dynamic | Kind::Fixed => None,
     };
     let blocks = Blocks {
@@ -50,7 +48,7 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
         block_extra: header.block_extra,
         size: header.size,
     };
-    let below = parent.as_ref().map(|(_, parent, _)| parent.disk.clone());
+    let below = parent.as_ref().map(|parent| parent.opened.disk.clone());
     let disk = Arc::new(Mapped::new(Arc::new(blocks), file, below, 512, options.cache_size));
     let mut opened = Opened::new(FORMAT.name, disk);
     opened.add("type", header.kind.name());
@@ -58,55 +56,24 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     opened.add("virtual size", format!("{} bytes", header.size));
     opened.add("block size", format!("{} bytes", header.block_size));
     opened.add("allocated blocks", format!("{} of {}", header.allocated, header.blocks));
-    opened.add("creator", printable(trim_padding(&header.creator)));
+    opened.add("creator", printable(trim_padding(&header.creator).trim_ascii()));
     if !header.comment.is_empty() {
         opened.add("comment", printable(&header.comment));
     }
     opened.add("UUID", guid(header.uuid));
-    if let Some((name, parent, note)) = parent {
-        opened.add("parent UUID", guid(header.parent_uuid));
+    if let Some(Parent { name, opened: parent, note }) = parent {
+        opened.add("parent UUID", guid(header.parent.uuid));
         opened.add_parent(&name, &parent);
         opened.notes.extend(note);
     }
     Ok(opened)
 }
 
-/// The child names its parent by identifier only: every image beside it, and in the folders that the
-/// user named, is asked for its own. One with the contents that the child was made over is preferred: its
-/// modification UUID says so, where the child recorded one. VirtualBox itself does not compare them, and
-/// leaves them apart when it merges a snapshot into the parent, so that another one is no damage.
-fn open_parent(header: &Header, companions: &dyn Companions) -> Result<(PathBuf, Opened, Option<String>)> {
-    let mut changed = None;
-    // VirtualBox keeps the children in a folder of their own, below the parent's.
-    for name in companions.siblings()?.into_iter().chain(companions.allowed()).take(MAX_SIBLINGS) {
-        // What cannot be opened or read (a folder, a link, another format) is not the parent.
-        let found = companions.open(&name).and_then(|device| Header::read(device.as_ref()));
-        let Some(found) = found.ok().filter(|found| found.uuid == header.parent_uuid) else { continue };
-        // A copy from before the change may lie beside it.
-        if header.parent_modified != [0; 16] && found.modified != header.parent_modified {
-            changed.get_or_insert((name, found.modified));
-            continue;
-        }
-        let opened = companions.open_disk(&name, Some(FORMAT.name))?;
-        return Ok((name, opened, None));
-    }
-    if let Some((name, modified)) = changed {
-        let note = format!(
-            "the parent {} was written to since this image was made over it (its modification UUID is {}, not {}): \
-             right after a snapshot was merged into it, a mixture of two disks otherwise",
-            printable(name.as_os_str().as_encoded_bytes()),
-            guid(modified),
-            guid(header.parent_modified)
-        );
-        let opened = companions.open_disk(&name, Some(FORMAT.name))?;
-        return Ok((name, opened, Some(note)));
-    }
-    let own = printable(companions.own_name().as_encoded_bytes());
-    let what = format!(
-        "{own}: no file in its folder is its parent, the VDI {} (--allow-references DIR)",
-        guid(header.parent_uuid)
-    );
-    Err(Error::io(what, std::io::ErrorKind::NotFound.into()))
+/// The child names its parent by identifier only.
+const FAMILY: Family = Family { format: FORMAT.name, shown: "VDI", identify, print: guid };
+
+fn identify(device: &Device) -> Result<Identity> {
+    Header::read(device.as_ref()).map(|header| Identity { uuid: header.uuid, modified: header.modified })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,9 +108,8 @@ struct Header {
     uuid: [u8; 16],
     /// Another one after each time that the image was written to.
     modified: [u8; 16],
-    parent_uuid: [u8; 16],
-    /// The parent's `modified` when the child was made; zeros when it is not recorded.
-    parent_modified: [u8; 16],
+    /// What the parent was when the child was made.
+    parent: Identity,
 }
 
 impl Header {
@@ -186,8 +152,7 @@ impl Header {
             allocated: record.le32(388)?,
             uuid: record.array(392)?,
             modified: record.array(408)?,
-            parent_uuid: record.array(424)?,
-            parent_modified: record.array(440)?,
+            parent: Identity { uuid: record.array(424)?, modified: record.array(440)? },
         })
     }
 }

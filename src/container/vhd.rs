@@ -32,6 +32,8 @@ pub(super) const FORMAT: ContainerFormat = ContainerFormat { name: "vhd", snapsh
 
 const COOKIE: &[u8; 8] = b"conectix";
 const SECTOR: u64 = 512;
+/// Seconds from 1970 to when the footer begins to count.
+const YEAR_2000: i64 = 946_684_800;
 /// A block that is not there.
 const ABSENT: u64 = 0xffff_ffff;
 /// Bound on the sector bitmaps that are kept, bytes: of 16 GiB of differing blocks.
@@ -215,6 +217,7 @@ enum Kind {
 struct Footer {
     at: u64,
     kind: Kind,
+    version: u32,
     data_offset: u64,
     current_size: u64,
     /// Cylinders, heads, sectors a track.
@@ -259,6 +262,7 @@ impl Footer {
         Ok(Self {
             at,
             kind,
+            version: record.be32(12)?,
             data_offset: record.be64(16)?,
             timestamp: record.be32(24)?,
             creator: record.array(28)?,
@@ -294,11 +298,14 @@ impl Footer {
         let (major, minor) = (self.creator_version >> 16, self.creator_version & 0xffff);
         let (cylinders, heads, sectors) = self.geometry;
         opened.facts.insert(0, ("type", kind.to_owned()));
-        opened.facts.insert(1, ("virtual size", format!("{} bytes", opened.disk.size())));
+        let (high, low) = (self.version >> 16, self.version & 0xffff);
+        opened.facts.insert(1, ("version", format!("{high}.{low}")));
+        opened.facts.insert(2, ("virtual size", format!("{} bytes", opened.disk.size())));
         opened.add("current size", format!("{} bytes", self.current_size));
         opened.add("geometry", format!("{cylinders} cylinders, {heads} heads, {sectors} sectors"));
         opened.add("creator", format!("{} {major}.{minor} on {}", text(&self.creator), text(&self.creator_os)));
-        opened.add("created", format!("{} seconds after 2000-01-01 UTC", self.timestamp));
+        let created = jiff::Timestamp::from_second(YEAR_2000.saturating_add(self.timestamp.into()));
+        opened.add("created", created.map_or_else(|_| self.timestamp.to_string(), |time| time.to_string()));
         opened.add("UUID", uuid(self.uuid));
         if self.saved_state {
             opened.notes.push("the machine was suspended: its disk may be in use by a saved state".to_owned());

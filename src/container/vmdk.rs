@@ -25,12 +25,13 @@ use std::sync::Arc;
 
 use self::descriptor::{Content, Descriptor, ExtentLine};
 use self::sparse::Sparse;
+use super::parent::{Family, Identity, Parent};
 use super::{Companions, ContainerFormat, Opened, Options, beside, zeros};
 use crate::device::concat::Concat;
 use crate::device::window::Window;
 use crate::device::{BlockDevice, Device};
 use crate::error::{Error, Result};
-use crate::text::printable;
+use crate::text::{printable, uuid};
 
 pub(super) const FORMAT: ContainerFormat = ContainerFormat { name: "vmdk", snapshots: false, probe, open };
 pub(super) use self::ova::FORMAT as OVA;
@@ -54,12 +55,14 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     };
     let parent = match &descriptor.parent_hint {
         Some(hint) if descriptor.has_parent() => Some(open_parent(&descriptor, hint, companions)?),
-        Some(_) | None if descriptor.has_parent() => {
+        // VirtualBox names the parent by identifier alone, and leaves parentCID as if there were none.
+        _ if descriptor.parent.uuid != [0; 16] => Some(FAMILY.open(descriptor.parent, companions)?),
+        _ if descriptor.has_parent() => {
             return Err(Error::corrupt(FORMAT.name, "descriptor (a parentCID without parentFileNameHint)", 0));
         }
         _ => None,
     };
-    let below = parent.as_ref().map(|(_, parent)| parent.disk.clone());
+    let below = parent.as_ref().map(|parent| parent.opened.disk.clone());
     let disk = match (&own, descriptor.extents.as_slice()) {
         // The only extent is this file, whatever it is called now.
         (Some(own), [] | [_]) => own.open(own.size, below.clone(), options)?,
@@ -78,8 +81,9 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
     for extent in descriptor.extents.iter().take(LISTED_EXTENTS) {
         opened.add("extent", extent);
     }
-    if let Some((name, parent)) = &parent {
-        opened.add_parent(name, parent);
+    if let Some(Parent { name, opened: parent, note }) = parent {
+        opened.add_parent(&name, &parent);
+        opened.notes.extend(note);
     }
     opened.notes.extend(notes);
     Ok(opened)
@@ -87,11 +91,9 @@ fn open(file: Device, companions: &dyn Companions, options: &Options) -> Result<
 
 /// Finds the parent beside the child. Its contents must be those that the child was made over: the
 /// content ID says so.
-fn open_parent(child: &Descriptor, hint: &str, companions: &dyn Companions) -> Result<(PathBuf, Opened)> {
+fn open_parent(child: &Descriptor, hint: &str, companions: &dyn Companions) -> Result<Parent> {
     let name = beside(companions, &[hint.to_owned()])?;
-    let file = companions.open(&name)?;
-    let own = if sparse::probe(file.as_ref())? { Some(Sparse::read(file.clone())?) } else { None };
-    let found = Descriptor::of(file.as_ref(), own.as_ref())?.and_then(|descriptor| descriptor.cid);
+    let found = describe(&companions.open(&name)?)?.and_then(|descriptor| descriptor.cid);
     if found != child.parent_cid {
         let shown = printable(name.as_os_str().as_encoded_bytes());
         let id = |id: Option<u32>| id.map_or("none".to_owned(), |id| format!("{id:08x}"));
@@ -100,7 +102,21 @@ fn open_parent(child: &Descriptor, hint: &str, companions: &dyn Companions) -> R
         return Err(Error::corrupt(FORMAT.name, what, 0));
     }
     let opened = companions.open_disk(&name, Some(FORMAT.name))?;
-    Ok((name, opened))
+    Ok(Parent { name, opened, note: None })
+}
+
+/// Disks of VirtualBox.
+const FAMILY: Family = Family { format: FORMAT.name, shown: "VMDK", identify, print: uuid };
+
+fn identify(file: &Device) -> Result<Identity> {
+    let missing = || Error::corrupt(FORMAT.name, "descriptor", 0);
+    describe(file)?.map(|descriptor| descriptor.image).ok_or_else(missing)
+}
+
+/// The descriptor of a file, when it has one.
+fn describe(file: &Device) -> Result<Option<Descriptor>> {
+    let own = if sparse::probe(file.as_ref())? { Some(Sparse::read(file.clone())?) } else { None };
+    Descriptor::of(file.as_ref(), own.as_ref())
 }
 
 /// Puts the extents together; each falls through to its own part of the parent.

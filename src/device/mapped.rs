@@ -209,6 +209,9 @@ impl Mapping for RunList {
     }
 }
 
+/// Runs of which it is asked whether the host has holes in them, in bytes; each costs two calls.
+const LARGE_RUN: u64 = 1 << 19;
+
 /// A device over a mapping: the decoded disk of a sparse container.
 pub struct Mapped {
     mapping: Arc<dyn Mapping>,
@@ -303,6 +306,11 @@ impl BlockDevice for Mapped {
                 Ok(Extent { len: above.len.min(len).max(1), ..above })
             }
             (Place::Parent | Place::Hole, _) => Ok(Extent { stored: false, len }),
+            // What stores the run may have holes itself: a large block of which a few sectors were written.
+            (Place::At(at), _) if len >= LARGE_RUN => {
+                let below = self.data.extent(at)?;
+                Ok(Extent { len: below.len.min(len).max(1), ..below })
+            }
             _ => Ok(Extent { stored: true, len }),
         }
     }

@@ -68,13 +68,12 @@ fn assert_kinds((format, ours, kinds): Kinds, disks: &[Vec<u8>]) {
     }
 }
 
-#[test]
-fn the_same_disk_in_every_container_gives_the_same_manifest() {
-    let scratch = Scratch::new();
+/// The disk of `testimages/demo.img` in containers of all families, and their names.
+fn demo_in_every_container(scratch: &Scratch) -> [&'static str; 20] {
     let demo = super::program::project().join("testimages/demo.img");
     std::fs::copy(demo, scratch.path("demo.raw")).unwrap();
     scratch.sh(
-        "qemu-utils, ewf-tools, mame-tools, zstd, xz-utils, bzip2, gzip",
+        "qemu-utils, ewf-tools, mame-tools, zstd, xz-utils, bzip2, gzip, zip, gddrescue",
         "for kind in 'qcow2 qcow2' 'qcow2 packed -c' 'qcow qcow' 'vpc vhd -o subformat=dynamic,force_size=on' \
             'vpc fixed -o subformat=fixed,force_size=on' 'vhdx vhdx' 'vdi vdi' 'vmdk vmdk' \
             'vmdk stream -o subformat=streamOptimized' 'parallels parallels'; do
@@ -84,36 +83,178 @@ fn the_same_disk_in_every_container_gives_the_same_manifest() {
         split -b 300k -d -a 3 demo.raw demo.
         ewfacquire -q -u -c best -S 1M -t demo -f encase6 demo.raw > /dev/null 2>&1
         ewfacquire -q -u -c none -S 1M -t smart -f smart demo.raw > /dev/null 2>&1
-        chdman createraw -i demo.raw -o demo.chd -hs 4096 -us 512 > /dev/null",
+        chdman createraw -i demo.raw -o demo.chd -hs 4096 -us 512 > /dev/null
+        zip -q demo.zip demo.raw; ddrescue -q demo.raw rescued.img rescued.img.map",
     );
+    [
+        "demo.qcow2",
+        "demo.packed",
+        "demo.qcow",
+        "demo.vhd",
+        "demo.fixed",
+        "demo.vhdx",
+        "demo.vdi",
+        "demo.vmdk",
+        "demo.stream",
+        "demo.parallels",
+        "demo.gzip",
+        "demo.xz",
+        "demo.zstd",
+        "demo.bzip2",
+        "demo.000",
+        "demo.E01",
+        "smart.s01",
+        "demo.chd",
+        "demo.zip",
+        "rescued.img",
+    ]
+}
+
+#[test]
+fn the_same_disk_in_every_container_gives_the_same_manifest() {
+    let scratch = Scratch::new();
+    let images = demo_in_every_container(&scratch);
     let manifest = |name: &str| {
         let text = super::program::ok(&["manifest", &format!("{}:/", scratch.path(name).display())]);
         text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect::<String>()
     };
     let expected = manifest("demo.raw");
     assert!(expected.lines().count() > 10 && expected.contains("p2/home/ada/notes.txt"), "{expected}");
-    for name in [
-        "qcow2",
-        "packed",
-        "qcow",
-        "vhd",
-        "fixed",
-        "vhdx",
-        "vdi",
-        "vmdk",
-        "stream",
-        "parallels",
-        "gzip",
-        "xz",
-        "zstd",
-        "bzip2",
-        "000",
-        "E01",
-        "chd",
-    ] {
-        assert_eq!(manifest(&format!("demo.{name}")), expected, "{name}");
+    for name in images {
+        assert_eq!(manifest(name), expected, "{name}");
     }
-    assert_eq!(manifest("smart.s01"), expected, "s01");
+}
+
+#[test]
+fn every_container_takes_changes_and_is_committed_to_a_raw_image_and_a_qcow2() {
+    let scratch = Scratch::new();
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let demo = std::fs::read(super::program::project().join("testimages/demo.img")).unwrap();
+    let note = scratch.write("note", b"written above a container");
+    for name in demo_in_every_container(&scratch) {
+        let (image, overlay) = (text(&scratch.path(name)), text(&scratch.path(&format!("{name}.overlay.qcow2"))));
+        let before = disks::hash(&scratch.path(name));
+        super::program::ok(&["cp", &text(&note), &format!("{image}:/p1/NOTE.TXT")]);
+        for format in ["raw", "qcow2"] {
+            let out = text(&scratch.path(&format!("out.{format}")));
+            super::program::ok(&["commit", &overlay, "-o", &out, "--format", format]);
+        }
+        assert_eq!(disks::hash(&scratch.path(name)), before, "{name} was changed");
+        // Partition 1 is at byte 32768 of the disk, and nothing else was changed.
+        let said = scratch.sh(
+            "mtools, qemu-utils",
+            "mtype -i out.raw@@32768 ::NOTE.TXT; qemu-img convert -O raw out.qcow2 back.raw; cmp out.raw back.raw
+            rm out.*",
+        );
+        assert_eq!(said, "written above a container", "{name}");
+        let back = std::fs::read(scratch.path("back.raw")).unwrap();
+        let part = 32_768..32_768 + 262_144;
+        assert!(back.len() == demo.len() && back[..part.start] == demo[..part.start], "{name}");
+        assert!(back[part.end..] == demo[part.end..] && back[part.clone()] != demo[part], "{name}");
+    }
+}
+
+#[test]
+fn what_is_not_stored_is_a_hole_in_every_container_that_knows_it() {
+    let scratch = Scratch::new();
+    let bytes = sparse_disk();
+    scratch.write("base.raw", &bytes);
+    scratch.sh(PACKAGES, "cp --sparse=always base.raw sparse.raw; mv sparse.raw base.raw");
+    for (format, kind) in [
+        ("qcow2", ""),
+        ("qcow2", "-c"),
+        ("qcow2", "-o cluster_size=2M"),
+        ("qcow2", "-o preallocation=metadata"),
+        ("qcow", ""),
+        ("vpc", "-o subformat=dynamic,force_size=on"),
+        ("vpc", "-o subformat=fixed,force_size=on"),
+        ("vhdx", "-o block_size=32M"),
+        ("vhdx", "-o subformat=fixed"),
+        ("vdi", ""),
+        ("vdi", "-o static=on"),
+        ("vmdk", ""),
+        ("vmdk", "-o subformat=streamOptimized"),
+        ("vmdk", "-o subformat=twoGbMaxExtentFlat"),
+        ("parallels", "-o cluster_size=4M"),
+        ("raw", ""),
+    ] {
+        scratch.sh(PACKAGES, &format!("rm -f image*; qemu-img convert -f raw -O {format} {kind} base.raw image"));
+        let opened = open(&scratch.path("image"), &options()).unwrap();
+        let (mut at, mut stored) = (0, 0);
+        while at < bytes.len() as u64 {
+            let extent = opened.disk.extent(at).unwrap();
+            let part = &bytes[at as usize..(at + extent.len) as usize];
+            assert!(extent.stored || part.iter().all(|&byte| byte == 0), "{format} {kind}: a hole with bytes at {at}");
+            stored += if extent.stored { extent.len } else { 0 };
+            at += extent.len;
+        }
+        assert!((3 * 70_000..=7 * MIB).contains(&stored), "{format} {kind}: {stored} bytes are called stored");
+    }
+}
+
+#[test]
+fn files_that_hold_a_disk_in_another_way_are_refused_by_name() {
+    let scratch = Scratch::new();
+    scratch.write("d", &disk(MIB));
+    scratch.sh(
+        "lz4, xz-utils, 7zip, qemu-utils, libdsk-utils",
+        "lz4 -q d d.lz4; lz4 -q -l d legacy.lz4; xz --format=lzma -kc d > d.lzma; 7z a -bd d.7z d > /dev/null
+        xz --format=lzma -9e -kc d > nine.lzma
+        qemu-img convert -f raw -O qed d d.qed; dskform -type qrst -format ibm720 d.qrst > /dev/null
+        dskform -type ldbs -format ibm720 d.ldbs > /dev/null",
+    );
+    for (name, start) in [
+        ("d.Z", &b"\x1f\x9d\x90"[..]),
+        ("d.lz", b"LZIP\x01\x0c"),
+        ("d.lzo", b"\x89LZO\0\r\n\x1a\n"),
+        ("d.rar", b"Rar!\x1a\x07\x01\0"),
+        ("d.wim", b"MSWIM\0\0\0"),
+        ("d.bochs", b"Bochs Virtual HD Image\0"),
+        ("d.simg", b"\x3a\xff\x26\xed\x01\0\0\0"),
+        ("d.daa", b"DAA\0\0\0\0\0"),
+        ("d.isz", b"IsZ!@\0"),
+        ("d.ecm", b"ECM\0"),
+        ("wii.ciso", b"CISO\0\0\x20\0\x01"),
+    ] {
+        scratch.write(name, &[start, &[0x2a; 1000]].concat());
+    }
+    scratch.write("d.uif", &[&[7; 1000][..], b"bbis\x40\0\0\0", &[0; 56]].concat());
+    scratch.write("d.cdi", &[&[7; 9000][..], &[6, 0, 0, 0x80, 0, 5, 0, 0]].concat());
+    for (name, format, way) in [
+        ("d.cdi", "DiscJuggler", "cdirip"),
+        ("d.lz4", "lz4", "lz4 -d"),
+        ("legacy.lz4", "lz4", "lz4 -d"),
+        ("d.lzma", "lzma", "xz -d"),
+        ("nine.lzma", "lzma", "xz -d"),
+        ("d.7z", "7z", "7z x"),
+        ("d.qed", "QED", "qemu-img convert"),
+        ("d.qrst", "QRST", "dsktrans"),
+        ("d.ldbs", "LDBS", "dsktrans"),
+        ("d.Z", "compress", "uncompress"),
+        ("d.lz", "lzip", "lzip -d"),
+        ("d.lzo", "lzop", "lzop -d"),
+        ("d.rar", "RAR", "unrar"),
+        ("d.wim", "WIM", "wimapply"),
+        ("d.bochs", "Bochs", "qemu-img"),
+        ("d.simg", "Android sparse image", "simg2img"),
+        ("d.daa", "PowerISO", "daa2iso"),
+        ("d.isz", "ISZ", "isz"),
+        ("d.ecm", "ECM", "unecm"),
+        ("wii.ciso", "CISO of GameCube", "wit"),
+        ("d.uif", "MagicISO", "uif2iso"),
+    ] {
+        let said = refusal(&scratch.path(name));
+        assert!(said.starts_with(format) && said.contains(way) && said.contains("not supported"), "{name}: {said}");
+        let raw = Options { format: Some("raw".to_owned()), ..options() };
+        assert_eq!(open(&scratch.path(name), &raw).unwrap().format, "raw", "{name}");
+    }
+    // Two bytes that happen to be those of `compress`, and a start that is not a header of lzma.
+    for start in
+        [&b"\x1f\x9d\x08"[..], b"\x1f\x9d\xe9", b"\x5d\0\0\x03\0\xff\xff\xff\xff\xff\xff\xff\xff", b"\x5d\0\0\0\0"]
+    {
+        let bytes = [start, &[0; 4000]].concat();
+        assert_image(&scratch.write("plain", &bytes), "raw", &bytes);
+    }
 }
 
 const QCOW2: Kinds = (
@@ -264,6 +405,12 @@ fn split_pieces_are_one_disk_from_any_of_them() {
         let opened = assert_image(&scratch.path(name), "split", &bytes);
         assert!(opened.fact("pieces").is_some());
     }
+    scratch.sh(PACKAGES, "split -b 1M -d base.raw i.img.part; split -b 1M base.raw i.img.part-");
+    for name in ["i.img.part00", "i.img.part08", "i.img.part-aa", "i.img.part-ac"] {
+        assert_image(&scratch.path(name), "split", &bytes);
+    }
+    std::fs::remove_file(scratch.path("i.img.part03")).unwrap();
+    assert!(refusal(&scratch.path("i.img.part00")).contains("i.img.part03"), "the missing piece is named");
     std::fs::remove_file(scratch.path("d.003")).unwrap();
     assert!(refusal(&scratch.path("d.000")).contains("d.003"), "the missing piece is named");
     std::fs::write(scratch.path("l.ab"), b"short").unwrap();
@@ -519,6 +666,64 @@ fn parents_in_other_folders_are_found_where_the_user_allows_it() {
         assert_disk(name, open(&path, &allowing("")).unwrap().disk.as_ref(), expected);
     }
     assert_eq!(disks::hash(&base), before);
+    // Below the folder means at any depth, for a parent that is known by its identifier alone as well.
+    scratch.sh(PACKAGES, "mkdir -p machines/one/disks; mv base.vdi machines/one/disks/renamed.vdi");
+    let child = scratch.path("snap/{1}.vdi");
+    for folder in ["machines", "machines/one", "machines/one/disks", ""] {
+        assert_disk(folder, open(&child, &allowing(folder)).unwrap().disk.as_ref(), &after);
+    }
+    scratch.sh(PACKAGES, "mv machines elsewhere; mkdir machines; ln -s ../elsewhere/one machines/one");
+    let said = open(&child, &allowing("machines")).err().unwrap().to_string();
+    assert!(said.contains("--allow-references"), "a link was followed: {said}");
+}
+
+#[test]
+fn a_child_of_virtualbox_finds_its_parent_by_identifier() {
+    let scratch = Scratch::new();
+    let bytes = disk(8 * MIB);
+    scratch.write("base.raw", &bytes);
+    scratch.sh(
+        PACKAGES,
+        "qemu-img convert -f raw -O vmdk base.raw parent.vmdk
+        qemu-img create -q -f vmdk -b parent.vmdk -F vmdk child.vmdk
+        qemu-io -f vmdk -c 'write -P 3 1M 100k' child.vmdk",
+    );
+    let expected = oracle(&scratch, "child.vmdk", "vmdk");
+    // As VirtualBox writes descriptors: a child has no CID of its parent, and no name.
+    let (one, two) = ("435c196a-1e52-41b6-8d9a-fd72132c3dea", "ed08add6-7936-436c-ad65-aa44718f5aac");
+    let none = "00000000-0000-0000-0000-000000000000";
+    let describe = |name: &str, image: &str, modified: &str, parent: [&str; 2]| {
+        let mut file = std::fs::read(scratch.path(name)).unwrap();
+        let text = String::from_utf8(file[512..512 + 20 * 512].to_vec()).unwrap();
+        let kept = text.trim_end_matches('\0').lines().filter(|line| !line.starts_with("parent"));
+        let mut text: String = kept.map(|line| format!("{line}\n")).collect();
+        text = text.replacen("CID=", "parentCID=ffffffff\nCID=", 1);
+        for (key, value) in
+            [("image", image), ("modification", modified), ("parent", parent[0]), ("parentmodification", parent[1])]
+        {
+            text += &format!("ddb.uuid.{key}=\"{value}\"\n");
+        }
+        file[512..512 + 20 * 512].fill(0);
+        file[512..512 + text.len()].copy_from_slice(text.as_bytes());
+        std::fs::write(scratch.path(name), file).unwrap();
+    };
+    describe("parent.vmdk", one, two, [none, none]);
+    describe("child.vmdk", two, two, [one, two]);
+    let child = scratch.path("child.vmdk");
+    let opened = assert_image(&child, "vmdk", &expected);
+    assert!(opened.fact("parent").is_some_and(|fact| fact.starts_with("parent.vmdk")) && opened.notes.is_empty());
+    assert_image(&scratch.path("parent.vmdk"), "vmdk", &bytes);
+    // In the place of a parent's bytes there are never zeros.
+    scratch.sh(PACKAGES, "mkdir below; mv child.vmdk below/{x}.vmdk");
+    let child = scratch.path("below/{x}.vmdk");
+    let said = refusal(&child);
+    assert!(said.contains(one) && said.contains("--allow-references"), "{said}");
+    let allowing = Options { references: vec![scratch.path("")], ..options() };
+    assert_disk("allowed", open(&child, &allowing).unwrap().disk.as_ref(), &expected);
+    // One that was written to since is read, and said.
+    describe("parent.vmdk", one, one, [none, none]);
+    let opened = open(&child, &allowing).unwrap();
+    assert!(opened.notes.iter().any(|note| note.contains("written to since")), "{:?}", opened.notes);
 }
 
 #[test]
@@ -686,6 +891,9 @@ fn a_vhd_is_found_by_its_footer_alone_or_by_the_copy() {
     );
     let opened = assert_image(&scratch.path("ntfs.raw"), "vhd", &bytes);
     assert!(opened.disk.host_file().is_some(), "a fixed VHD is a part of its file");
+    assert_eq!(opened.fact("version"), Some("1.0"));
+    let created: jiff::Timestamp = opened.fact("created").unwrap().parse().unwrap();
+    assert!(created.duration_until(jiff::Timestamp::now()).as_secs().abs() < 3600, "{created}");
     // A footer that is wrong in one bit is part of a raw disk.
     let mut image = std::fs::read(scratch.path("ntfs.raw")).unwrap();
     let at = image.len() - 500;
@@ -808,9 +1016,11 @@ fn a_vmdk_descriptor_in_any_spelling_is_one() {
         "#Disk Descriptor File",
         "#Disk DescriptorFile",
         "# Made by hand\n\n# for a test",
+        "\u{feff}# Disk DescriptorFile",
     ] {
         let path = scratch.write("d.vmdk", format!("{first}\n{rest}").as_bytes());
-        assert!(oracle(&scratch, "d.vmdk", "vmdk") == bytes, "{first}");
+        // qemu does not know the mark of UTF-8.
+        assert!(first.starts_with('\u{feff}') || oracle(&scratch, "d.vmdk", "vmdk") == bytes, "{first}");
         assert_image(&path, "vmdk", &bytes);
     }
     // Windows does not tell upper from lower case.
@@ -818,6 +1028,18 @@ fn a_vmdk_descriptor_in_any_spelling_is_one() {
     assert_image(&scratch.path("d.vmdk"), "vmdk", &bytes);
     let other = "# a program's settings\nversion=1\nname=x\n";
     assert_image(&scratch.write("settings", other.as_bytes()), "raw", other.as_bytes());
+}
+
+#[test]
+fn an_extent_alone_and_an_encrypted_vmdk_say_what_they_are() {
+    let scratch = Scratch::new();
+    let bytes = disk(MIB);
+    scratch.write("base.raw", &bytes);
+    scratch.sh(PACKAGES, "qemu-img convert -f raw -O vmdk -o subformat=twoGbMaxExtentSparse base.raw d.vmdk");
+    let opened = assert_image(&scratch.path("d-s001.vmdk"), "vmdk", &bytes);
+    assert!(opened.notes.iter().any(|note| note.contains("one extent of a disk")), "{:?}", opened.notes);
+    let text = std::fs::read_to_string(scratch.path("d.vmdk")).unwrap().replace("RW ", "encryption.data = \"x\"\n#");
+    assert_eq!(refusal(&scratch.write("locked.vmdk", text.as_bytes())), "vmdk: encryption is not supported");
 }
 
 #[test]

@@ -13,28 +13,28 @@ use crate::disks::{
 };
 
 /// How a run is packed: its type, and what packs it.
-type Packer<'a> = (u32, &'a dyn Fn(&[u8]) -> Vec<u8>);
+pub(crate) type Packer<'a> = (u32, &'a dyn Fn(&[u8]) -> Vec<u8>);
 
-fn zlib(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn zlib(bytes: &[u8]) -> Vec<u8> {
     let mut packer = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
     packer.write_all(bytes).unwrap();
     packer.finish().unwrap()
 }
 
-fn bzip2(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn bzip2(bytes: &[u8]) -> Vec<u8> {
     let mut packer = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
     packer.write_all(bytes).unwrap();
     packer.finish().unwrap()
 }
 
-fn lzfse(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn lzfse(bytes: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     lzfse_rust::encode_bytes(bytes, &mut out).unwrap();
     out
 }
 
 /// Literals only, but for runs of one byte.
-fn adc(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn adc(bytes: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     for part in bytes.chunks(64) {
         out.push(0x80 | (part.len().min(60) - 1) as u8);
@@ -105,7 +105,7 @@ fn table(bytes: &[u8], packers: &[Packer<'_>], data: &mut Vec<u8>) -> Vec<u8> {
 }
 
 /// Data fork, list or resource fork, trailer. `before` bytes stand before the data fork.
-fn image(bytes: &[u8], packers: &[Packer<'_>], before: usize, resource_fork: bool) -> Vec<u8> {
+pub(crate) fn image(bytes: &[u8], packers: &[Packer<'_>], before: usize, resource_fork: bool) -> Vec<u8> {
     let mut data = Vec::new();
     let table = table(bytes, packers, &mut data);
     let mut out = vec![0x42; before];
@@ -156,19 +156,19 @@ fn image(bytes: &[u8], packers: &[Packer<'_>], before: usize, resource_fork: boo
     out
 }
 
-fn plain(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn plain(bytes: &[u8]) -> Vec<u8> {
     bytes.to_vec()
 }
 
-const RAW: u32 = 1;
-const ADC: u32 = 0x8000_0004;
-const ZLIB: u32 = 0x8000_0005;
-const BZIP2: u32 = 0x8000_0006;
-const LZFSE: u32 = 0x8000_0007;
-const LZMA: u32 = 0x8000_0008;
+pub(crate) const RAW: u32 = 1;
+pub(crate) const ADC: u32 = 0x8000_0004;
+pub(crate) const ZLIB: u32 = 0x8000_0005;
+pub(crate) const BZIP2: u32 = 0x8000_0006;
+pub(crate) const LZFSE: u32 = 0x8000_0007;
+pub(crate) const LZMA: u32 = 0x8000_0008;
 
 /// Packs through a tool.
-fn xz(scratch: &Scratch, bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn xz(scratch: &Scratch, bytes: &[u8]) -> Vec<u8> {
     scratch.write("part", bytes);
     scratch.sh("xz-utils", "xz -0 -kfc part > part.xz");
     std::fs::read(scratch.path("part.xz")).unwrap()

@@ -88,6 +88,17 @@ fn large_chunks_sectors_of_other_sizes_and_streams() {
     }
     scratch.sh("ewf-tools", "ewfacquirestream -q -c fast -t stream < d.raw > /dev/null");
     assert_image(&scratch.path("stream.E01"), "ewf", &bytes, &scratch.options());
+    // What a pipe gives need not end with a sector: what is left over is in the last chunk, and not on the disk.
+    for compression in ["none", "fast"] {
+        let script = format!(
+            "rm -f odd.*; head -c 3000000 d.raw | ewfacquirestream -q -c {compression} -t odd > /dev/null
+            ewfexport -q -u -f raw -t odd odd.E01 > /dev/null"
+        );
+        scratch.sh("ewf-tools", &script);
+        let exported = std::fs::read(scratch.path("odd.raw")).unwrap();
+        assert_eq!(exported.len(), 3_000_000 / 512 * 512);
+        assert_image(&scratch.path("odd.E01"), "ewf", &exported, &scratch.options());
+    }
 }
 
 #[test]

@@ -129,6 +129,14 @@ fn a_zip_with_one_image_is_that_image() {
     run(&folder, "zip", "zip", &["-q", "two.zip", "disk.ima", "other.ima"]);
     let error = container::open(&folder.path("two.zip"), &options()).err().unwrap();
     assert!(matches!(&error, Error::Unsupported { .. }) && error.to_string().contains("several"), "{error}");
+    for method in ["BZIP2", "LZMA"] {
+        let script = format!(
+            "import zipfile; z = zipfile.ZipFile('m.zip', 'w', zipfile.ZIP_{method}); z.writestr('z.img', bytes(737280))"
+        );
+        run(&folder, "python3", "python3", &["-c", &script]);
+        let error = container::open(&folder.path("m.zip"), &options()).err().unwrap().to_string();
+        assert!(error.contains("packing method"), "{error}");
+    }
     // Finder's file of attributes is none of the archive's.
     std::fs::create_dir(folder.path("__MACOSX")).unwrap();
     folder.write("__MACOSX/._disk.ima", b"attributes");

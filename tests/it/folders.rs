@@ -14,7 +14,7 @@ use super::disks::{MIB, Numbers, Scratch, assert_disk, disk, refusal};
 const PACKAGES: &str = "partclone, e2fsprogs, dosfstools, fdisk, zstd, xz-utils, qemu-utils, tar";
 
 /// What ocs-sr does for a partition, without a device: partclone, a packer, split.
-const SAVE: &str = r#"
+pub(crate) const SAVE: &str = r#"
     save() { # number, file system, packer, suffix, size of the pieces
         partclone.$2 -c -q -L log -s part$1 -o - 2> /dev/null | $3 | split -a 2 -b $5 - image/sda$1.$2-ptcl-img.$4.
     }
@@ -165,7 +165,7 @@ fn a_gpt_disk_in_a_folder_of_clonezilla_has_both_its_tables() {
 }
 
 /// A bundle in bands of so many bytes, those of zeros left out.
-fn bundle(scratch: &Scratch, name: &str, bytes: &[u8], band: usize) {
+pub(crate) fn bundle(scratch: &Scratch, name: &str, bytes: &[u8], band: usize) {
     std::fs::create_dir_all(scratch.path(name).join("bands")).unwrap();
     for (i, part) in bytes.chunks(band).enumerate() {
         let end = part.iter().rposition(|&byte| byte != 0).map_or(0, |last| (last + 1).next_multiple_of(512));

@@ -20,6 +20,7 @@ mod floppy;
 mod folders;
 mod interrupt;
 mod iso9660;
+mod large;
 mod layers;
 mod mount;
 mod optical;

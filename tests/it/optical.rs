@@ -109,7 +109,7 @@ pub(crate) fn damage(path: &Path) {
 }
 
 /// Raw sectors.
-mod raw {
+pub(crate) mod raw {
     /// CRC of ECMA-130, 14.3, with the polynomial (x^16 + x^15 + x^2 + 1)(x^16 + x^2 + x + 1).
     fn edc(bytes: &[u8]) -> [u8; 4] {
         let mut crc = 0u32;
@@ -153,7 +153,7 @@ mod raw {
         parity(sector, [52, 43, 86, 88], 2248);
     }
 
-    fn header(lba: u64, mode: u8) -> Vec<u8> {
+    pub(crate) fn header(lba: u64, mode: u8) -> Vec<u8> {
         let bcd = |n: u64| (n / 10 * 16 + n % 10) as u8;
         let frame = lba + 150;
         let mut sector = vec![0; 2352];
@@ -227,6 +227,12 @@ fn a_raw_disc_is_the_iso_in_it_and_bchunk_agrees() {
     let toc = folder.write("disc.toc", b"CD_ROM\nTRACK MODE1_RAW\nFILE \"disc.bin\" 0 // all of it\n");
     assert!(decoded(&toc) == iso);
     assert_eq!(open(&cue).unwrap().disk.sector_size(), 2048);
+    let sheet = CUE.replace("DISC.BIN", "disc.bin");
+    let utf16 =
+        |unit: fn(u16) -> [u8; 2]| format!("\u{feff}{sheet}").encode_utf16().flat_map(unit).collect::<Vec<u8>>();
+    for text in [utf16(u16::to_le_bytes), utf16(u16::to_be_bytes), format!("\u{feff}{sheet}").into_bytes()] {
+        assert!(decoded(&folder.write("wide.cue", &text)) == iso);
+    }
 }
 
 #[test]
@@ -394,7 +400,7 @@ fn read_file(tree: &dyn FileSystem, name: &[u8]) -> Vec<u8> {
 }
 
 /// A CloneCD description: (session, point, sector, control), and the end of the disc.
-fn ccd(rows: &[(u32, u32, u64, u32)], end: u64) -> String {
+pub(crate) fn ccd(rows: &[(u32, u32, u64, u32)], end: u64) -> String {
     let mut text = "[CloneCD]\r\nVersion=3\r\n[Disc]\r\nSessions=1\r\nDataTracksScrambled=0\r\n".to_owned();
     let last = rows.last().unwrap().0;
     for (n, (session, point, lba, control)) in rows.iter().chain(&[(last, 0xa2, end, 4)]).enumerate() {
@@ -438,7 +444,7 @@ fn clonecd_alcohol_and_nero_describe_the_same_disk() {
 }
 
 /// A description with one mode 1 track.
-fn mds(medium: u16, stride: u16, count: u32) -> Vec<u8> {
+pub(crate) fn mds(medium: u16, stride: u16, count: u32) -> Vec<u8> {
     let mut bytes = vec![0; 0x1e6];
     let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
     put(0, b"MEDIA DESCRIPTOR\x01\x03");
@@ -461,7 +467,7 @@ fn mds(medium: u16, stride: u16, count: u32) -> Vec<u8> {
 }
 
 /// An image with one mode 1 track.
-fn nrg(bin: &[u8], wide: bool, at_once: bool) -> Vec<u8> {
+pub(crate) fn nrg(bin: &[u8], wide: bool, at_once: bool) -> Vec<u8> {
     let number = |n: u64| if wide { n.to_be_bytes().to_vec() } else { (n as u32).to_be_bytes().to_vec() };
     let end = bin.len() as u64;
     let (name, body) = if at_once {
@@ -496,7 +502,7 @@ fn deflate(bytes: &[u8], zlib: bool) -> Vec<u8> {
 }
 
 /// Every third block stored, offsets in units of `1 << shift`.
-fn cso(iso: &[u8], shift: u32) -> Vec<u8> {
+pub(crate) fn cso(iso: &[u8], shift: u32) -> Vec<u8> {
     let count = iso.len().div_ceil(2048);
     let mut bytes = [b"CISO", &24u32.to_le_bytes()[..], &(iso.len() as u64).to_le_bytes()].concat();
     bytes.extend([&2048u32.to_le_bytes()[..], &[1, shift as u8, 0, 0]].concat());
@@ -515,7 +521,7 @@ fn cso(iso: &[u8], shift: u32) -> Vec<u8> {
     [bytes, packed].concat()
 }
 
-fn dax(iso: &[u8]) -> Vec<u8> {
+pub(crate) fn dax(iso: &[u8]) -> Vec<u8> {
     let frames: Vec<Vec<u8>> = iso.chunks(8192).map(|frame| deflate(frame, true)).collect();
     let mut bytes = [b"DAX\0", &(iso.len() as u32).to_le_bytes()[..], &[0; 24]].concat();
     let mut at = 32 + 6 * frames.len();
@@ -786,6 +792,12 @@ fn every_method_of_chdman_is_unpacked() {
         assert!(decoded(&folder.path("disc.chd")) == iso, "{methods}");
     }
     let facts = open(&folder.path("disc.chd")).unwrap().facts;
+    let said = String::from_utf8(run(&folder, "chdman", "mame-tools", &["info", "-i", "disc.chd"])).unwrap();
+    for (name, theirs) in [("stored SHA-1", "\nSHA1:"), ("stored SHA-1 of the data", "\nData SHA1:")] {
+        let ours = &facts.iter().find(|(fact, _)| *fact == name).unwrap().1;
+        assert_eq!(said.split(theirs).nth(1).unwrap().lines().next().unwrap().trim(), ours, "{name}");
+    }
+    assert!(facts.contains(&("compression", "cdlz, cdzl, cdfl".to_owned())), "{facts:?}");
     assert!(facts.iter().any(|(_, fact)| fact == &format!("2: AUDIO with subchannels, session 1, from sector {frame}, 301 sectors")));
     let mut disk = iso.clone();
     disk.extend(vec![0; 200_000]);

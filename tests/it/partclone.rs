@@ -235,6 +235,40 @@ fn a_map_is_applied_to_its_own_image_alone() {
 }
 
 #[test]
+fn a_map_is_found_by_what_people_call_it() {
+    let bytes: Vec<u8> = (0..600_000u32).map(|n| (n / 1000) as u8 | 1).collect();
+    // Read up to 500,000, but for the start; renamed, with the map, or not.
+    for (map, image, renamed) in [
+        ("disk.img.logfile", "disk.img", ""),
+        ("mapfile", "disk.img", ""),
+        ("rescue.log", "disk.img", ""),
+        ("mapfile.map", "disk.raw", ""),
+        ("disk.map", "disk.img", "mv disk.img new.img; mv disk.map new.map; md5sum new.img > new.md5"),
+        ("disk.map", "disk.img", "mv disk.img new.img; mv disk.map new.img.map; touch new.txt"),
+        ("disk.mapfile", "disk.img", "mv disk.img new.bin; mv disk.mapfile new.mapfile; gzip -k new.bin"),
+    ] {
+        let folder = Folder::new("ddrescue");
+        folder.write("source", &bytes);
+        let rescue = ["-q", "-i", "100000", "-s", "400000", "source", image, map];
+        run(&folder, "ddrescue", "gddrescue", &rescue);
+        run(&folder, "sh", "coreutils", &["-c", renamed]);
+        let now = renamed.split(' ').nth(2).map_or(image, |name| name.trim_end_matches(';'));
+        let opened = container::open(&folder.path(now), &options()).unwrap();
+        assert_eq!(opened.fact("bad range"), Some("100000 bytes at 0"), "{map} {renamed}");
+        assert!(read(&folder.path(now), &options(), 99_999).is_err());
+        assert_eq!(read(&folder.path(now), &options(), 100_000).unwrap(), bytes[100_000], "{map} {renamed}");
+    }
+    // A map that names another image, or two images of one stem, of which it could be either's.
+    let folder = Folder::new("ddrescue");
+    folder.write("source", &bytes);
+    run(&folder, "ddrescue", "gddrescue", &["-q", "-i", "100000", "-s", "400000", "source", "disk.img", "mapfile"]);
+    folder.write("other.img", &bytes[..500_000]);
+    assert_eq!(container::open(&folder.path("other.img"), &options()).unwrap().format, "raw");
+    run(&folder, "sh", "coreutils", &["-c", "mv disk.img new.img; cp new.img new.raw; mv mapfile new.map"]);
+    assert_eq!(container::open(&folder.path("new.raw"), &options()).unwrap().format, "raw");
+}
+
+#[test]
 fn the_map_of_an_image_that_was_packed_since_is_applied_to_what_is_unpacked() {
     let folder = Folder::new("ddrescue");
     let bytes: Vec<u8> = (0..600_000u32).map(|n| (n / 1000) as u8 | 1).collect();

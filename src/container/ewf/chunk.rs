@@ -237,10 +237,11 @@ impl Chunks {
         sound.then_some(unpacked)
     }
 
-    /// Bytes and their Adler-32. Some writers fill up the last chunk.
+    /// Bytes and their Adler-32. Some writers fill up the last chunk; ewfacquirestream leaves in it what the
+    /// stream had after its last whole sector, which is not the disk's.
     fn plain(&self, stored: &[u8], len: usize) -> Option<Vec<u8>> {
         let full = usize::try_from(self.chunk_size).ok()?;
-        [len, full].into_iter().find_map(|count| {
+        [len, full, stored.len().saturating_sub(4)].into_iter().find_map(|count| {
             let (bytes, rest) = stored.split_at_checked(count)?;
             let sum = u32::from_le_bytes(*rest.first_chunk()?);
             (adler32(bytes) == sum).then(|| bytes.get(..len).map(<[u8]>::to_vec))?

@@ -5,12 +5,15 @@ use std::fmt;
 use super::sparse::Sparse;
 use super::{FORMAT, SECTOR};
 use crate::container::Opened;
+use crate::container::parent::Identity;
 use crate::device::{BlockDevice, probe_array, read_vec};
 use crate::error::{Error, Result};
 use crate::text::printable;
 
 /// How a descriptor begins, mostly.
 const MAGIC: &[u8; 21] = b"# Disk DescriptorFile";
+/// What editors of Windows put in front of UTF-8.
+const MARK: &[u8] = b"\xef\xbb\xbf";
 /// Descriptors that begin in another way are recognised in as much.
 const PROBED: u64 = 2048;
 /// Longer than any: a thousand extents take about 60 KiB.
@@ -22,7 +25,7 @@ const NO_PARENT: u32 = 0xffff_ffff;
 pub(super) fn probe(device: &dyn BlockDevice) -> Result<bool> {
     match probe_array::<21>(device, 0)? {
         Some(start) if start.eq_ignore_ascii_case(MAGIC) => Ok(true),
-        Some([b'#' | b' ' | b'\r' | b'\n' | b'v' | b'V', ..]) => {
+        Some([b'#' | b' ' | b'\r' | b'\n' | b'v' | b'V' | 0xef, ..]) => {
             let len = usize::try_from(device.size().min(PROBED)).map_err(|_| Error::Invalid)?;
             Ok(begins(&read_vec(device, 0, len)?))
         }
@@ -33,6 +36,7 @@ pub(super) fn probe(device: &dyn BlockDevice) -> Result<bool> {
 /// Whether a text begins like a descriptor: as the specification says; or with any comments before the
 /// version (as QEMU accepts it), and with the type of the disk.
 fn begins(text: &[u8]) -> bool {
+    let text = text.strip_prefix(MARK).unwrap_or(text);
     if text.get(..MAGIC.len()).is_some_and(|start| start.eq_ignore_ascii_case(MAGIC)) {
         return true;
     }
@@ -49,6 +53,10 @@ pub(super) struct Descriptor {
     pub(super) cid: Option<u32>,
     pub(super) parent_cid: Option<u32>,
     pub(super) parent_hint: Option<String>,
+    /// As VirtualBox tells images apart; zeros where it has not written them.
+    pub(super) image: Identity,
+    /// What the parent was when the child was made, in the same way.
+    pub(super) parent: Identity,
     pub(super) extents: Vec<ExtentLine>,
     version: Option<String>,
     uuid: Option<String>,
@@ -95,11 +103,21 @@ impl Descriptor {
         let len = len.min(MAX_LEN).min(file.size().saturating_sub(at));
         let bytes = read_vec(file, at, usize::try_from(len).map_err(|_| corrupt())?)?;
         let text = bytes.split(|&b| b == 0).next().unwrap_or_default();
+        // QEMU leaves room for one in every extent.
+        if own.is_some() && text.is_empty() {
+            return Ok(None);
+        }
         if !begins(text) {
             return Err(corrupt());
         }
-        // Names in other encodings than UTF-8 keep their ASCII part, which is all that tools write.
-        Self::parse(&String::from_utf8_lossy(text)).map(Some)
+        let text = text.strip_prefix(MARK).unwrap_or(text);
+        match std::str::from_utf8(text) {
+            Ok(text) => Self::parse(text),
+            // Written on Windows, mostly (encoding="windows-1252"); of other code pages the names' ASCII
+            // part is kept.
+            Err(_) => Self::parse(&text.iter().map(|&byte| char::from(byte)).collect::<String>()),
+        }
+        .map(Some)
     }
 
     fn parse(text: &str) -> Result<Self> {
@@ -115,13 +133,22 @@ impl Descriptor {
             let Some((key, value)) = line.split_once('=') else { continue };
             let value = value.trim().trim_matches('"').to_owned();
             let id = || u32::from_str_radix(&value, 16).ok();
+            let identifier = || u128::from_str_radix(&value.replace('-', ""), 16).unwrap_or(0).to_be_bytes();
             match key.trim().to_ascii_lowercase().as_str() {
                 "version" => found.version = Some(value),
                 "cid" => found.cid = id(),
                 "parentcid" => found.parent_cid = id(),
                 "createtype" => found.create_type = Some(value),
                 "parentfilenamehint" => found.parent_hint = Some(value),
-                "ddb.uuid" | "ddb.uuid.image" => found.uuid = Some(value),
+                key if key.starts_with("encryption.") => return Err(Error::unsupported(FORMAT.name, "encryption")),
+                "ddb.uuid" => found.uuid = Some(value),
+                "ddb.uuid.image" => {
+                    found.image.uuid = identifier();
+                    found.uuid = Some(value);
+                }
+                "ddb.uuid.modification" => found.image.modified = identifier(),
+                "ddb.uuid.parent" => found.parent.uuid = identifier(),
+                "ddb.uuid.parentmodification" => found.parent.modified = identifier(),
                 "ddb.adaptertype" => found.adapter = Some(value),
                 _ => {}
             }
@@ -162,7 +189,8 @@ impl ExtentLine {
         };
         let mut words = head.split_whitespace();
         let (access, sectors, kind) = (words.next(), words.next(), words.next());
-        if !matches!(access, Some("RW" | "RDONLY" | "NOACCESS")) {
+        let is_access = |word: &str| ["RW", "RDONLY", "NOACCESS"].iter().any(|known| word.eq_ignore_ascii_case(known));
+        if !access.is_some_and(is_access) {
             return Ok(None);
         }
         let corrupt = || Error::corrupt(FORMAT.name, "descriptor (line of an extent)", 0);
@@ -197,7 +225,7 @@ mod tests {
     #[test]
     fn lines_in_any_spacing_are_understood() {
         let text = "# Disk DescriptorFile\r\nCID = fffffffe\r\nparentCID=0000abcd\nparentFileNameHint=\"C:\\a b.vmdk\"\n\
-                    RW 63 FLAT \"a b-flat.vmdk\" 17\nRDONLY 5 ZERO\ncreateType=\"custom\"\n";
+                    RW 63 FLAT \"a b-flat.vmdk\" 17\nRDONLY 5 ZERO\nrw 6 sparse \"c.vmdk\"\ncreateType=\"custom\"\n";
         let found = Descriptor::parse(text).unwrap();
         assert_eq!(found.parent_hint.as_deref(), Some("C:\\a b.vmdk"));
         assert!(found.has_parent());
