@@ -32,7 +32,6 @@ use fuser::{
 };
 
 use crate::cache::{Cache, lock};
-use crate::device::HostSpan;
 use crate::digest::{Algorithm, Hasher, hex};
 use crate::error::{Error, Result};
 use crate::filesystem::{Attributes, DirEntry, FileSystem, Kind, NodeId, Timestamp};
@@ -338,8 +337,9 @@ impl Adapter {
         if !self.passthrough.load(Ordering::Relaxed) {
             return None;
         }
-        let HostSpan { file, offset, len } = self.tree.host_file(self.node(ino))?;
-        let whole = file.metadata().is_ok_and(|found| found.is_file() && offset == 0 && found.len() == len);
+        let span = self.tree.host_file(self.node(ino))?;
+        let found = span.file.metadata().ok()?;
+        let whole = found.is_file() && span.offset == 0 && found.len() == span.len;
         if !whole {
             return None;
         }
@@ -352,7 +352,7 @@ impl Adapter {
             known.handles.push(handle);
             return Some((FileHandle(handle), known.id.clone()));
         }
-        match reply.open_backing(file) {
+        match reply.open_backing(span.file) {
             Ok(id) => {
                 let id = Arc::new(id);
                 backing.open.insert(ino.0, Backing { id: id.clone(), handles: vec![handle] });
