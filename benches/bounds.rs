@@ -142,11 +142,11 @@ impl Filesystem for Sink {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        reply.created(&TTL, &self.attr(FILE), Generation(0), FileHandle(0), FopenFlags::empty());
+        reply.created(&TTL, &self.attr(FILE), Generation(0), FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
     }
 
     fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(0), FopenFlags::empty());
+        reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
     }
 
     fn write(

@@ -127,7 +127,7 @@ def markdown(rows, facts, size, rounds):
         f"- Rivals: {', '.join(filter(None, facts['rivals']))}.",
         f"- Each image holds one file of {size.big >> 20} MB and {size.small_files:,} files of 1-16 KiB in {size.folders} folders. "
         "*Fragmented*: no 4 KiB block of the big file lies beside its neighbour.",
-        f"- Medians of {rounds} rounds (bench.json has each); within a round the contenders take turns, in another order each time. Every mount is fresh. "
+        f"- Medians of {rounds} rounds (bench.json has each), of the run that measured a table last; the versions are those of the last run. Within a round the contenders take turns, in another order each time. Every mount is fresh. "
         "*Warm*: the image is in the host's memory; *cold*: the host's caches were dropped. *Again*: the same once more in the same mount.",
         "- In brackets: how many times as good imgfs is as that contender, in the middle of the pairs of a round. Above 1 imgfs is better.",
         "",
