@@ -492,29 +492,21 @@ impl Overlay {
 
     fn read(&self, buf: &mut [u8], offset: u64, bulk: bool) -> Result<()> {
         check_range(buf.len(), offset, self.size)?;
+        self.lay_over(buf, offset, |part, at| self.read_base(part, at, bulk))
+    }
+
+    /// Fills in those bytes that the overlay covers; of the others `base` sees to each run.
+    fn lay_over(&self, buf: &mut [u8], offset: u64, mut base: impl FnMut(&mut [u8], u64) -> Result<()>) -> Result<()> {
         let wanted = Wanted { overlay: self, end: offset.saturating_add(buf.len() as u64) };
         for_each_run(&wanted, offset, buf.len() as u64, |at, run| {
             let part = part_of(buf, at, run.len)?;
             match run.place {
                 Place::At(place) => self.read_own(part, place),
-                Place::Parent => self.read_base(part, offset.saturating_add(at), bulk),
+                Place::Parent => base(part, offset.saturating_add(at)),
                 Place::Hole | Place::Packed { .. } => {
                     part.fill(0);
                     Ok(())
                 }
-            }
-        })
-    }
-
-    /// Replaces those of the base's bytes that the overlay covers.
-    fn lay_over(&self, part: &mut [u8], offset: u64) -> Result<()> {
-        let wanted = Wanted { overlay: self, end: offset.saturating_add(part.len() as u64) };
-        for_each_run(&wanted, offset, part.len() as u64, |at, run| match run.place {
-            Place::At(place) => self.read_own(part_of(part, at, run.len)?, place),
-            Place::Parent => Ok(()),
-            Place::Hole | Place::Packed { .. } => {
-                part_of(part, at, run.len)?.fill(0);
-                Ok(())
             }
         })
     }

@@ -100,7 +100,7 @@ impl Overlay {
             // What cannot be read of the base can still be covered by the overlay.
             if whole.done == offset && self.base.read_bulk_at(part, offset).is_ok() {
                 whole.add(part);
-                return self.lay_over(part, offset);
+                return self.lay_over(part, offset, |_, _| Ok(()));
             }
             *base = None;
         }
