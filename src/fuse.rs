@@ -374,17 +374,19 @@ impl Adapter {
     /// Answers a read without a copy; false when it is still to be answered.
     fn splice(&self, request: &Request, ino: INodeNo, offset: u64, size: usize) -> bool {
         let Some(connection) = self.spliced.as_ref().filter(|_| size >= splice::SMALLEST) else { return false };
-        let Some(span) = self.tree.host_file(self.node(ino)) else { return false };
-        let Some(at) = span.offset.checked_add(offset) else { return false };
-        let rest = span.len.saturating_sub(offset);
-        let len = usize::try_from(rest).unwrap_or(usize::MAX).min(size);
-        if len < splice::SMALLEST {
-            return false;
-        }
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        splice::answer(connection, request.unique().0, span.file, at, len)
-            .inspect_err(|error| log::debug!("read, node {:#x}: not spliced: {error}", self.node(ino).0))
-            .is_ok()
+        let answered = self.ask("read", ino, |tree, node| {
+            let Some(span) = tree.host_file(node) else { return Ok(false) };
+            let at = span.offset.checked_add(offset).ok_or(Error::Invalid)?;
+            let rest = span.len.saturating_sub(offset);
+            let len = usize::try_from(rest).unwrap_or(usize::MAX).min(size);
+            if len < splice::SMALLEST {
+                return Ok(false);
+            }
+            Ok(splice::answer(connection, request.unique().0, span.file, at, len)
+                .inspect_err(|error| log::debug!("read, node {:#x}: not spliced: {error}", node.0))
+                .is_ok())
+        });
+        answered == Ok(true)
     }
 
     /// Whether the kernel is to leave out `open` from now on.
