@@ -198,21 +198,17 @@ impl Folder<'_> {
     }
 
     fn open_image(&self, name: &str) -> Result<Opened> {
-        let unsupported = |what: &str| Err(Error::unsupported(FORMAT.name, what.to_owned()));
         let packed = name.split("-img.").nth(1).and_then(|rest| rest.split('.').next()).unwrap_or("nothing");
         let unknown = matches!(packed, "lzo" | "lz4" | "lzma" | "lz" | "lzip" | "lrz" | "lrzip");
         let opened = match name.rsplit_once("-img").or_else(|| name.rsplit_once('.')) {
             Some((stem, _)) if ![".ntfs", "ptcl", ".dd"].iter().any(|kind| stem.ends_with(kind)) => {
-                return unsupported("an image of partimage");
+                return Err(Error::unsupported(FORMAT.name, "an image of partimage"));
             }
-            _ => self.companions.open_disk(Path::new(name), None),
-        };
-        let opened = match opened {
-            // Refused by its first bytes.
-            Err(Error::Unsupported { .. }) if unknown => {
-                return unsupported(&format!("an image packed with {}", printable(packed.as_bytes())));
-            }
-            opened => opened?,
+            _ => match self.companions.open_disk(Path::new(name), None) {
+                // Refused by its first bytes.
+                Err(Error::Unsupported { .. }) if unknown => None,
+                opened => Some(opened?),
+            },
         };
         // What partclone.dd writes is the partition as it is, in spite of its name.
         let expected = match name {
@@ -221,11 +217,12 @@ impl Folder<'_> {
             name if name.contains(".ntfs-img") => Some("ntfsclone"),
             _ => None,
         };
-        let other = expected.is_some_and(|expected| opened.format != expected);
-        if other || unknown && matches!(opened.format, "raw" | "split") {
-            return unsupported(&format!("an image packed with {}", printable(packed.as_bytes())));
-        }
-        Ok(opened)
+        let fits = |opened: &Opened| {
+            let other = expected.is_some_and(|expected| opened.format != expected);
+            !(other || unknown && matches!(opened.format, "raw" | "split"))
+        };
+        let what = || format!("an image packed with {}", printable(packed.as_bytes()));
+        opened.filter(fits).ok_or_else(|| Error::unsupported(FORMAT.name, what()))
     }
 
     /// The boot records in front of logical partitions: the first one was saved, the others are made
