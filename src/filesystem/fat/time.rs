@@ -23,12 +23,12 @@ impl Stamp {
     /// recorded, or nothing that is a time.
     pub fn to_utc(self, minutes: i32) -> Option<Timestamp> {
         let small = |field: u16| i8::try_from(field).ok();
-        let date = (i16::try_from(self.date >> 9).ok()?.checked_add(1980)?, self.date >> 5 & 0x0f, self.date & 0x1f);
+        let (year, month, day) = (self.date >> 9, self.date >> 5 & 0x0f, self.date & 0x1f);
         let (hour, minute, second) = (self.time >> 11, self.time >> 5 & 0x3f, (self.time & 0x1f) << 1);
         if hour > 23 || minute > 59 || second > 59 || self.centiseconds > 199 {
             return None;
         }
-        let date = (date.0, small(date.1)?, small(date.2)?);
+        let date = (i16::try_from(year).ok()?.checked_add(1980)?, small(month)?, small(day)?);
         let seconds = Timestamp::civil_seconds(date, [small(hour)?, small(minute)?, small(second)?])?;
         let hundredths = u32::from(self.centiseconds);
         let seconds = seconds.checked_add(i64::from(hundredths / 100))?;
