@@ -427,6 +427,12 @@ impl Filesystem for Adapter {
         // a write makes stale.
         let direct = config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_ok();
         self.direct_writes.store(direct, Ordering::Relaxed);
+        let ordinary_user = !self.passthrough.load(Ordering::Relaxed);
+        if self.spliced.is_some() && ordinary_user {
+            // It bounds what one request reads as well: past that a reader without the kernel's cache (O_DIRECT)
+            // would get copies.
+            let _ = config.set_max_write(splice::largest());
+        }
         if self.passthrough.load(Ordering::Relaxed) {
             let depth = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).map(|()| config.set_max_stack_depth(1));
             self.passthrough.store(matches!(depth, Ok(Ok(_))), Ordering::Relaxed);

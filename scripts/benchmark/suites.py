@@ -121,11 +121,18 @@ class Suite:
             for again in ("", ", again"):
                 put("sequential" + again, "MB/s", mb / work.in_child(lambda: work.read_big(path), user))
 
+        def direct(path):
+            mb = work.in_child(lambda: os.stat(path).st_size, user) / 1e6
+            put("sequential, O_DIRECT", "MB/s", mb / work.in_child(lambda: work.read_big(path, os.O_DIRECT), user))
+
         def two(path):
             mb = work.in_child(lambda: os.stat(path).st_size, user) / 1e6
             put("two readers", "MB/s", mb / work.in_child(lambda: work.two_readers(path), user))
 
         measure(sequential)
+        # What root reads directly can come from the host's disk.
+        if user:
+            measure(direct)
         measure(two)
         for threads in THREADS:
             def reads(path):

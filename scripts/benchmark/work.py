@@ -118,17 +118,17 @@ def read_small(paths):
     return timed(work)
 
 
-def read_sequentially(path, start=0, end=None):
+def read_sequentially(path, start=0, end=None, flags=0):
     """As `dd bs=1M`."""
-    for _ in sequential(path, start, end):
+    for _ in sequential(path, start, end, flags):
         pass
 
 
-def sequential(path, start=0, end=None):
+def sequential(path, start=0, end=None, flags=0):
     """First prepares, then (after the first `yield`) reads."""
     buffer = mmap.mmap(-1, CHUNK)
     buffer.write(bytes(CHUNK))
-    file = os.open(path, os.O_RDONLY)
+    file = os.open(path, os.O_RDONLY | flags)
     end = os.fstat(file).st_size if end is None else end
     yield
     at = start
@@ -140,8 +140,8 @@ def sequential(path, start=0, end=None):
     os.close(file)
 
 
-def read_big(path):
-    return timed(lambda: read_sequentially(path))
+def read_big(path, flags=0):
+    return timed(lambda: read_sequentially(path, flags=flags))
 
 
 def two_readers(path):

@@ -17,6 +17,17 @@ const HEADER: usize = 16;
 /// Below this the three calls cost more than the copy.
 pub(super) const SMALLEST: usize = 32 << 10;
 
+/// Pages of a pipe that hold no part of the answer, or only a part of one: the header, the first, the last.
+const SPARE: usize = 3;
+/// Pages that an ordinary user's pipe takes at the most, as Linux comes (`fs.pipe-max-size`).
+const PIPE_PAGES: usize = 256;
+
+/// The longest answer that an ordinary user's pipe takes, bytes.
+pub(super) fn largest() -> u32 {
+    let pages = PIPE_PAGES.saturating_sub(SPARE);
+    u32::try_from(pages.saturating_mul(rustix::param::page_size())).unwrap_or(u32::MAX)
+}
+
 thread_local! {
     /// One pipe a thread, empty between two answers, and how many bytes it takes.
     static PIPE: RefCell<Option<(Pipe, usize)>> = const { RefCell::new(None) };
@@ -31,9 +42,8 @@ struct Pipe {
 fn pipe_for(len: usize) -> Result<(Pipe, usize)> {
     // Never waited for: nobody but this thread could empty it.
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-    let page = rustix::param::page_size();
-    // Each page takes a place, also one of which only a part is wanted: the first, the last, the header.
-    let spare = page.saturating_mul(3);
+    // Each page takes a place, also one of which only a part is wanted.
+    let spare = rustix::param::page_size().saturating_mul(SPARE);
     let room = rustix::pipe::fcntl_setpipe_size(&writer, len.saturating_add(spare))?;
     Ok((Pipe { reader, writer }, room.saturating_sub(spare)))
 }
