@@ -1,7 +1,9 @@
-//! Two bounds for `scripts/bench`, which cannot be had otherwise:
+//! Three bounds for `scripts/bench`, which cannot be had otherwise:
 //!
 //! * `bounds sink IMAGE MNT`: a mount that throws away what is written to it. No program can take
 //!   writes through FUSE any faster.
+//! * `bounds source IMAGE MNT`: a mount of one file, as large as IMAGE, whose bytes are zeros from memory. No
+//!   program that reads through FUSE in this way can be any faster.
 //! * `bounds fatfs IMAGE SIZE`: how many blocks of 4 KiB a second the crate `fatfs` overwrites, at random
 //!   places of a file of SIZE bytes in a FAT volume that is blank.
 //!
@@ -19,8 +21,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
     BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyEmpty, ReplyEntry, ReplyOpen,
-    ReplyWrite, Request, TimeOrNow, WriteFlags,
+    InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty, ReplyEntry,
+    ReplyOpen, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 
 const BLOCK: usize = 4096;
@@ -32,7 +34,11 @@ const TTL: Duration = Duration::from_secs(3600);
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["sink", _, mountpoint] => sink(Path::new(mountpoint)),
+        ["sink", _, mountpoint] => serve(Bound { size: AtomicU64::new(0), reads: false }, mountpoint),
+        ["source", image, mountpoint] => {
+            let size = AtomicU64::new(std::fs::metadata(image).unwrap().len());
+            serve(Bound { size, reads: true }, mountpoint);
+        }
         ["fatfs", image, size] => println!("{}", overwrite_with_fatfs(Path::new(image), size.parse().unwrap())),
         _ => {}
     }
@@ -59,23 +65,31 @@ fn overwrite_with_fatfs(image: &Path, size: u64) -> f64 {
     f64::from(done) / started.elapsed().as_secs_f64()
 }
 
-fn sink(mountpoint: &Path) {
+fn serve(bound: Bound, mountpoint: &str) {
     let mut config = Config::default();
     config.n_threads = Some(2);
     config.clone_fd = true;
-    fuser::mount(Sink(AtomicU64::new(0)), mountpoint, &config).unwrap();
+    fuser::mount(bound, Path::new(mountpoint), &config).unwrap();
 }
 
-/// One file under every name that is made; its size is all that is remembered.
-struct Sink(AtomicU64);
+/// One file under every name that is made, or that is looked for when it is to be read; its size is all that is
+/// remembered.
+struct Bound {
+    size: AtomicU64,
+    reads: bool,
+}
 
-impl Sink {
+impl Bound {
+    fn way(&self) -> FopenFlags {
+        if self.reads { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::FOPEN_DIRECT_IO }
+    }
+
     fn attr(&self, ino: INodeNo) -> FileAttr {
         let file = ino == FILE;
         let epoch = SystemTime::UNIX_EPOCH;
         FileAttr {
             ino,
-            size: if file { self.0.load(Ordering::Relaxed) } else { 0 },
+            size: if file { self.size.load(Ordering::Relaxed) } else { 0 },
             blocks: 0,
             atime: epoch,
             mtime: epoch,
@@ -93,15 +107,36 @@ impl Sink {
     }
 }
 
-impl Filesystem for Sink {
+impl Filesystem for Bound {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        // What imgfs asks for as well, where it counts for writing.
-        let _ = config.add_capabilities(InitFlags::FUSE_BIG_WRITES | InitFlags::FUSE_MAX_PAGES);
+        // What imgfs asks for as well, where it counts for reading and writing.
+        let _ = config
+            .add_capabilities(InitFlags::FUSE_BIG_WRITES | InitFlags::FUSE_MAX_PAGES | InitFlags::FUSE_ASYNC_READ);
         Ok(())
     }
 
     fn lookup(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEntry) {
+        if self.reads {
+            return reply.entry(&TTL, &self.attr(FILE), Generation(0));
+        }
         reply.error(Errno::ENOENT);
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+        let left = self.size.load(Ordering::Relaxed).saturating_sub(offset);
+        let len = usize::try_from(left).unwrap().min(size as usize);
+        reply.data(ZEROS.get(..len).unwrap());
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -127,7 +162,7 @@ impl Filesystem for Sink {
         reply: ReplyAttr,
     ) {
         if let Some(size) = size {
-            self.0.store(size, Ordering::Relaxed);
+            self.size.store(size, Ordering::Relaxed);
         }
         reply.attr(&TTL, &self.attr(ino));
     }
@@ -142,11 +177,11 @@ impl Filesystem for Sink {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        reply.created(&TTL, &self.attr(FILE), Generation(0), FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
+        reply.created(&TTL, &self.attr(FILE), Generation(0), FileHandle(0), self.way());
     }
 
     fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
+        reply.opened(FileHandle(0), self.way());
     }
 
     fn write(
@@ -161,7 +196,7 @@ impl Filesystem for Sink {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.0.fetch_max(offset + data.len() as u64, Ordering::Relaxed);
+        self.size.fetch_max(offset + data.len() as u64, Ordering::Relaxed);
         reply.written(u32::try_from(data.len()).unwrap());
     }
 
