@@ -15,9 +15,10 @@ use crate::error::{Error, Result};
 
 /// New clusters are written in groups of at most this many bytes.
 const MAX_GROUP: u64 = 1 << 20;
-/// The host sets room aside ahead of need: an eighth of the file, within these bounds.
+/// The host sets room aside ahead of need, half of what the file has, within these bounds: who asks for it waits until
+/// nobody writes to the file.
 const LEAST_AHEAD: u64 = 64 << 10;
-const MOST_AHEAD: u64 = 1 << 20;
+const MOST_AHEAD: u64 = 8 << 20;
 
 /// Clusters of the disk that some thread is writing for the first time.
 #[derive(Default)]
@@ -275,7 +276,7 @@ impl Overlay {
         }
         let at = self.geometry.start(backed);
         let mut count =
-            self.geometry.cluster((at / 8).clamp(LEAST_AHEAD, MOST_AHEAD)).max(1).min(most.saturating_sub(backed));
+            self.geometry.cluster((at / 2).clamp(LEAST_AHEAD, MOST_AHEAD)).max(1).min(most.saturating_sub(backed));
         while count > 0 {
             let more = Clusters { first: backed, count };
             let (entries, entries_len) = read_guard(&self.tables).refcounts.entries_of(more);
