@@ -281,9 +281,8 @@ impl Overlay {
             let more = Clusters { first: backed, count };
             let (entries, entries_len) = read_guard(&self.tables).refcounts.entries_of(more);
             let room = self.store.reserve(at, self.geometry.start(count));
-            match room.and_then(|()| self.store.reserve(entries, entries_len)).map_err(|error| host(&self.name, error))
-            {
-                Ok(()) => {
+            match room.and_then(|_| self.store.reserve(entries, entries_len)).map_err(|error| host(&self.name, error)) {
+                Ok(_) => {
                     write_guard(&self.tables).refcounts.back(backed.saturating_add(count));
                     return Ok(true);
                 }

@@ -56,8 +56,8 @@ impl Store for Recorder {
         self.0.note(Step::Size(size));
         self.0.store.set_size(size)
     }
-    fn reserve(&self, _: u64, _: u64) -> io::Result<()> {
-        Ok(())
+    fn reserve(&self, _: u64, _: u64) -> io::Result<bool> {
+        Ok(true)
     }
     fn sync(&self) -> io::Result<()> {
         self.0.note(Step::Sync);
@@ -290,7 +290,7 @@ impl Store for Limited {
         self.step()?;
         self.store.set_size(size)
     }
-    fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+    fn reserve(&self, offset: u64, len: u64) -> io::Result<bool> {
         self.store.reserve(offset, len)
     }
     fn sync(&self) -> io::Result<()> {
@@ -400,8 +400,8 @@ impl Store for Both {
         self.note(Step::Size(size));
         Ok(())
     }
-    fn reserve(&self, _: u64, _: u64) -> io::Result<()> {
-        Ok(())
+    fn reserve(&self, _: u64, _: u64) -> io::Result<bool> {
+        Ok(true)
     }
     fn sync(&self) -> io::Result<()> {
         self.note(Step::Sync);
