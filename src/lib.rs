@@ -40,6 +40,8 @@
 //!
 //! * **The image is opened read-only by every path but one:** the commit of an overlay that a user
 //!   asks for by name. Writes go to the overlay, a qcow2 file with the image as its backing file.
+//! * **What is answered does not fail later:** room on the host is taken before a change is made, and only where that
+//!   is so does a writer go on before his bytes are in the overlay's file. A sync waits for them.
 //! * **The overlay lies above the cache:** cached sectors are of the untouched image and can never
 //!   be stale, so no code invalidates them.
 //! * **Images are hostile.** Every loop over disk data has a bound, no allocation is sized by an

@@ -561,9 +561,9 @@ impl Store for Full {
     fn set_size(&self, size: u64) -> io::Result<()> {
         self.store.set_size(size)
     }
-    fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+    fn reserve(&self, offset: u64, len: u64) -> io::Result<bool> {
         let full = offset + len > self.room.load(Ordering::SeqCst);
-        if full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        if full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(true) }
     }
     fn sync(&self) -> io::Result<()> {
         Ok(())
@@ -902,8 +902,8 @@ impl Store for Losing {
     fn set_size(&self, size: u64) -> io::Result<()> {
         self.0.set_size(size)
     }
-    fn reserve(&self, _: u64, _: u64) -> io::Result<()> {
-        Ok(())
+    fn reserve(&self, _: u64, _: u64) -> io::Result<bool> {
+        Ok(true)
     }
     fn sync(&self) -> io::Result<()> {
         let first = self.1.fetch_add(1, Ordering::SeqCst) == 1;

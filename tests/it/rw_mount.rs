@@ -1325,6 +1325,50 @@ fn a_full_host_disk_loses_nothing_as_root() {
     assert!(stored.iter().all(|(name, bytes)| before[name] == *bytes));
 }
 
+#[test]
+fn large_writes_find_a_full_host_disk_at_once_and_all_before_are_kept_as_root() {
+    needs_root();
+    const PIECE: usize = 1 << 20;
+    for on_ext4 in [false, true] {
+        let scratch = Scratch::new();
+        let image = fat(&scratch, 60 * 1024, "-F 32 -s 1");
+        let (small, disk) = (scratch.path("small"), scratch.path("small.img"));
+        std::fs::create_dir(&small).unwrap();
+        if on_ext4 {
+            File::create(&disk).unwrap().set_len(20 << 20).unwrap();
+            tool("e2fsprogs", "mkfs.ext4", &["-q", "-m", "0", text(&disk)]);
+            tool("mount", "mount", &["-o", "loop", text(&disk), text(&small)]);
+        } else {
+            tool("mount", "mount", &["-t", "tmpfs", "-o", "size=12m", "none", text(&small)]);
+        }
+        let overlay = small.join("overlay.qcow2");
+        let mounted = Mounted::new(&image, &["--overlay", text(&overlay)]);
+        let mut file = File::create(mounted.path("disk").join("big")).unwrap();
+        let refused = (0..).find_map(|number| Some((number, file.write_all(&pattern(PIECE, number)).err()?)));
+        let (taken, error) = refused.unwrap();
+        assert_eq!(error.raw_os_error(), Some(Errno::NOSPC.raw_os_error()));
+        assert!(taken >= 6, "{taken} MiB");
+        file.sync_all().unwrap();
+        // What is there can be changed all the same.
+        file.write_all_at(&pattern(PIECE, 99), PIECE as u64 + 5).unwrap();
+        file.sync_all().unwrap();
+        drop(file);
+        // Ended without notice: what was synced is there.
+        let roomy = scratch.path("roomy.qcow2");
+        std::fs::copy(&overlay, &roomy).unwrap();
+        assert!(matches!(try_tool("qemu-utils", "qemu-img", &["check", text(&roomy)]).0, Some(0 | 3)));
+        let ended = run(&["umount", text(&mounted.at)]);
+        assert_eq!(ended.code, Some(0), "{}", ended.err);
+        tool("qemu-utils", "qemu-img", &["check", text(&overlay)]);
+        tool("mount", "umount", &[text(&small)]);
+        let mounted = Mounted::new(&image, &["--overlay", text(&roomy)]);
+        let found = std::fs::read(mounted.path("disk").join("big")).unwrap();
+        let mut expected: Vec<u8> = (0..taken).flat_map(|number| pattern(PIECE, number)).collect();
+        expected[PIECE + 5..][..PIECE].copy_from_slice(&pattern(PIECE, 99));
+        assert!(found.len() >= expected.len() && found[..expected.len()] == expected, "on ext4: {on_ext4}");
+    }
+}
+
 /// How long the crowd works: `IMGFS_CROWD_SECONDS` for more than the usual.
 fn crowd_time() -> Duration {
     let seconds = std::env::var("IMGFS_CROWD_SECONDS").ok().and_then(|text| text.parse().ok());

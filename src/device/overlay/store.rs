@@ -25,8 +25,8 @@ pub trait Store: Send + Sync {
     /// Cuts the file, or lets it grow by a hole.
     fn set_size(&self, size: u64) -> io::Result<()>;
     /// Takes room for a later write of these bytes, when the host can do that; changes none of them,
-    /// nor the size.
-    fn reserve(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// nor the size. True when a write to them cannot find the host full from now on, however often.
+    fn reserve(&self, offset: u64, len: u64) -> io::Result<bool>;
     /// Returns when everything written before is on stable storage.
     fn sync(&self) -> io::Result<()>;
 }
@@ -46,14 +46,21 @@ enum Durable {
 pub struct HostStore {
     file: File,
     durable: Durable,
+    /// Room that is set aside is there for every later write.
+    keeps_room: bool,
 }
 
 impl HostStore {
+    fn new(file: File, durable: Durable) -> Self {
+        let keeps_room = keeps_room(&file);
+        Self { file, durable, keeps_room }
+    }
+
     /// Opens an overlay for writing, for this process alone.
     pub fn open(path: &Path) -> Result<Self> {
         let file = regular(path, File::options().read(true).write(true))?;
         lock(&file, path, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(Self { file, durable: Durable::Data })
+        Ok(Self::new(file, Durable::Data))
     }
 
     /// Opens an overlay to look at it. With `exclude`, not while someone writes to it.
@@ -62,7 +69,7 @@ impl HostStore {
         if exclude {
             lock(&file, path, FlockOperation::NonBlockingLockShared)?;
         }
-        Ok(Self { file, durable: Durable::Data })
+        Ok(Self::new(file, Durable::Data))
     }
 
     /// A new file, locked; there must be none of this name.
@@ -70,14 +77,14 @@ impl HostStore {
         let file = File::options().read(true).write(true).create_new(true).open(path);
         let file = file.map_err(|error| host(&path.display().to_string(), error))?;
         lock(&file, path, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(Self { file, durable: Durable::Data })
+        Ok(Self::new(file, Durable::Data))
     }
 
     /// A file in `folder` that has no name and goes when it is closed.
     pub fn unnamed(folder: &Path) -> Result<Self> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         if let Ok(file) = rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR) {
-            return Ok(Self { file: file.into(), durable: Durable::Nothing });
+            return Ok(Self::new(file.into(), Durable::Nothing));
         }
         // A file system without nameless files.
         let path = super::temporary_name(&folder.join("imgfs.snapshot"));
@@ -94,7 +101,7 @@ impl HostStore {
         let file = file.map_err(|error| host(&path.display().to_string(), error))?;
         lock(&file, path, FlockOperation::NonBlockingLockExclusive)?;
         // The overlay will know the base by its time.
-        Ok(Self { file, durable: Durable::All })
+        Ok(Self::new(file, Durable::All))
     }
 }
 
@@ -114,6 +121,19 @@ fn regular(path: &Path, options: &mut std::fs::OpenOptions) -> Result<File> {
         return Ok(file);
     }
     Err(host(&name, io::Error::new(ErrorKind::InvalidInput, "an overlay is a regular file")))
+}
+
+/// The size to which this process may let a file grow.
+fn largest_file() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Fsize).current.unwrap_or(u64::MAX)
+}
+
+/// Whether the file system writes in place, to where room was set aside. One that writes somewhere else each time
+/// needs more, and what a network's or a program's has set aside is not known.
+fn keeps_room(file: &File) -> bool {
+    /// linux/magic.h: ext2 to ext4, XFS, tmpfs.
+    const IN_PLACE: [u64; 3] = [0xef53, 0x5846_5342, 0x0102_1994];
+    rustix::fs::fstatfs(file).is_ok_and(|found| IN_PLACE.iter().any(|magic| u64::try_from(found.f_type) == Ok(*magic)))
 }
 
 fn lock(file: &File, path: &Path, operation: FlockOperation) -> Result<()> {
@@ -171,11 +191,12 @@ impl Store for HostStore {
         self.file.set_len(size)
     }
 
-    fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+    fn reserve(&self, offset: u64, len: u64) -> io::Result<bool> {
         match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, len) {
             Err(rustix::io::Errno::NOSPC) => Err(rustix::io::Errno::NOSPC.into()),
             Err(rustix::io::Errno::DQUOT) => Err(rustix::io::Errno::DQUOT.into()),
-            _ => Ok(()),
+            // `ulimit -f` is the same for whoever writes: no room either.
+            result => Ok(result.is_ok() && self.keeps_room && offset.saturating_add(len) <= largest_file()),
         }
     }
 
@@ -273,8 +294,8 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    fn reserve(&self, _offset: u64, _len: u64) -> io::Result<()> {
-        Ok(())
+    fn reserve(&self, _offset: u64, _len: u64) -> io::Result<bool> {
+        Ok(true)
     }
 
     fn sync(&self) -> io::Result<()> {

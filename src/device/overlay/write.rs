@@ -15,9 +15,10 @@ use crate::error::{Error, Result};
 
 /// New clusters are written in groups of at most this many bytes.
 const MAX_GROUP: u64 = 1 << 20;
-/// The host sets room aside ahead of need: an eighth of the file, within these bounds.
+/// The host sets room aside ahead of need, half of what the file has, within these bounds: who asks for it waits until
+/// nobody writes to the file.
 const LEAST_AHEAD: u64 = 64 << 10;
-const MOST_AHEAD: u64 = 1 << 20;
+const MOST_AHEAD: u64 = 8 << 20;
 
 /// Clusters of the disk that some thread is writing for the first time.
 #[derive(Default)]
@@ -275,14 +276,13 @@ impl Overlay {
         }
         let at = self.geometry.start(backed);
         let mut count =
-            self.geometry.cluster((at / 8).clamp(LEAST_AHEAD, MOST_AHEAD)).max(1).min(most.saturating_sub(backed));
+            self.geometry.cluster((at / 2).clamp(LEAST_AHEAD, MOST_AHEAD)).max(1).min(most.saturating_sub(backed));
         while count > 0 {
             let more = Clusters { first: backed, count };
             let (entries, entries_len) = read_guard(&self.tables).refcounts.entries_of(more);
             let room = self.store.reserve(at, self.geometry.start(count));
-            match room.and_then(|()| self.store.reserve(entries, entries_len)).map_err(|error| host(&self.name, error))
-            {
-                Ok(()) => {
+            match room.and_then(|_| self.store.reserve(entries, entries_len)).map_err(|error| host(&self.name, error)) {
+                Ok(_) => {
                     write_guard(&self.tables).refcounts.back(backed.saturating_add(count));
                     return Ok(true);
                 }
@@ -307,13 +307,32 @@ impl Overlay {
     /// Writes a group of whole clusters: `now` where it goes, around it what is there already.
     fn write_group(&self, now: &[u8], offset: u64, spot: Spot, clusters: Clusters) -> Result<()> {
         let geometry = self.geometry;
-        let at = geometry.start(clusters.first);
+        let (at, size) = (geometry.start(clusters.first), geometry.cluster_len());
         let before = usize::try_from(geometry.within(offset)).map_err(|_| Error::Invalid)?;
-        let count = usize::try_from(clusters.count).map_err(|_| Error::Invalid)?;
-        let len = count.saturating_mul(geometry.cluster_len());
-        if before == 0 && len == now.len() {
-            return self.write_own(now, at);
+        let (head, rest) = now.split_at(if before == 0 { 0 } else { size.saturating_sub(before).min(now.len()) });
+        let odd = rest.len().checked_rem(size).unwrap_or(0);
+        let (whole, tail) = rest.split_at(rest.len().saturating_sub(odd));
+        if whole.is_empty() {
+            let count = usize::try_from(clusters.count).map_err(|_| Error::Invalid)?;
+            return self.write_filled(now, offset, spot, at, count.saturating_mul(size));
         }
+        // Of many clusters only the first and the last have something else in them: the others need no copy.
+        let (mut at, mut offset) = (at, offset);
+        for (part, filled) in [(head, true), (whole, false), (tail, true)] {
+            match filled {
+                _ if part.is_empty() => continue,
+                true => self.write_filled(part, offset, spot, at, size)?,
+                false => self.write_own(part, at)?,
+            }
+            at = at.saturating_add(part.len().next_multiple_of(size) as u64);
+            offset = offset.saturating_add(part.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Writes `len` bytes of the file, whole clusters: `now` where it goes, around it what is there already.
+    fn write_filled(&self, now: &[u8], offset: u64, spot: Spot, at: u64, len: usize) -> Result<()> {
+        let before = usize::try_from(self.geometry.within(offset)).map_err(|_| Error::Invalid)?;
         let mut group = vec![0; len];
         let written = before..before.saturating_add(now.len());
         if spot == Spot::Base {

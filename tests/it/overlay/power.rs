@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use imgfs::device::BlockWrite;
+use imgfs::device::overlay::behind::Behind;
 use imgfs::device::overlay::store::{HostStore, MemoryStore, Store};
 use imgfs::device::overlay::{self, Base, Options, Overlay};
 use imgfs::error::Result;
@@ -56,8 +57,8 @@ impl Store for Recorder {
         self.0.note(Step::Size(size));
         self.0.store.set_size(size)
     }
-    fn reserve(&self, _: u64, _: u64) -> io::Result<()> {
-        Ok(())
+    fn reserve(&self, _: u64, _: u64) -> io::Result<bool> {
+        Ok(true)
     }
     fn sync(&self) -> io::Result<()> {
         self.0.note(Step::Sync);
@@ -192,20 +193,22 @@ fn write_and_note(overlay: &Overlay, recording: &Recording, model: &mut [u8], ra
 #[test]
 fn a_power_cut_at_any_write_leaves_a_sound_overlay_with_all_that_was_flushed() {
     let mut cuts = Cuts::default();
-    for (seed, size, writes) in [(1, 737_280, 60), (2, 3_000_001, 60), (3, 1_474_560, 120), (4, 20 << 20, 50)] {
+    let disks = [(1, 737_280, 60), (2, 3_000_001, 60), (3, 1_474_560, 120), (4, 20 << 20, 50)];
+    // Each write by itself, and then most of them from behind.
+    for ((seed, size, writes), least) in disks.into_iter().flat_map(|disk| [(disk, usize::MAX), (disk, 1000)]) {
         let folder = Folder::new("power");
         let (disk, file) = (folder.path("disk.img"), folder.path("cut.qcow2"));
         let mut model = make_base(&disk, size, seed);
         let before = hash(&disk);
         let base = base_of(&disk);
         let recording = Arc::new(Recording::default());
-        let store = Box::new(Recorder(recording.clone()));
+        let store = Box::new(Behind::new(Box::new(Recorder(recording.clone())), least));
         let overlay = Overlay::create_in(store, &file, &base, &Options::default()).unwrap();
         write_and_note(&overlay, &recording, &mut model, &mut seeded(seed), writes);
         overlay.close().unwrap();
         recording.note(Step::Flushed(Arc::new(model.clone())));
         let steps = recording.steps.lock().unwrap().clone();
-        cut_everywhere(&format!("seed {seed}"), &steps, &base, &file, &mut cuts);
+        cut_everywhere(&format!("seed {seed}, least {least}"), &steps, &base, &file, &mut cuts);
         assert_eq!(hash(&disk), before, "the base was changed");
     }
     println!("{} cuts, {} of them seen by qemu-img", cuts.all, cuts.seen_by_qemu);
@@ -233,7 +236,8 @@ fn a_power_cut_while_the_refcount_table_moves_does_no_harm() {
     let store = Recorder(recording.clone());
     store.write_at(&bytes, 0).unwrap();
     store.sync().unwrap();
-    let overlay = Overlay::open_in(Box::new(store), &file, &base, &Options::default()).unwrap();
+    let store = Box::new(Behind::new(Box::new(store), 1000));
+    let overlay = Overlay::open_in(store, &file, &base, &Options::default()).unwrap();
     let mut random = seeded(6);
     recording.note(Step::Flushed(Arc::new(model.clone())));
     for at in (8_000_000u64..9_400_000).step_by(70_000) {
@@ -290,7 +294,7 @@ impl Store for Limited {
         self.step()?;
         self.store.set_size(size)
     }
-    fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+    fn reserve(&self, offset: u64, len: u64) -> io::Result<bool> {
         self.store.reserve(offset, len)
     }
     fn sync(&self) -> io::Result<()> {
@@ -303,7 +307,8 @@ fn commit(file: &Path, disk: &Path, operations: u64) -> Result<u64> {
     let base = base_of(disk);
     let left = Arc::new(AtomicU64::new(operations));
     let limited = |path: &Path| Limited { store: Box::new(HostStore::open(path).unwrap()), left: left.clone() };
-    let overlay = Overlay::open_in(Box::new(limited(file)), file, &base, &Options::default())?;
+    let own = Behind::new(Box::new(limited(file)), 1000);
+    let overlay = Overlay::open_in(Box::new(own), file, &base, &Options::default())?;
     overlay.commit_in_place_through(&limited(disk), &mut |_, _| {})?;
     Ok(operations - left.load(Ordering::SeqCst))
 }
@@ -400,8 +405,8 @@ impl Store for Both {
         self.note(Step::Size(size));
         Ok(())
     }
-    fn reserve(&self, _: u64, _: u64) -> io::Result<()> {
-        Ok(())
+    fn reserve(&self, _: u64, _: u64) -> io::Result<bool> {
+        Ok(true)
     }
     fn sync(&self) -> io::Result<()> {
         self.note(Step::Sync);
