@@ -93,11 +93,3 @@ fn anchor_at(device: &dyn BlockDevice, block: u64, block_size: u64) -> Result<Op
     let (main, reserve) = (Extent::parse(&record, 16)?, Extent::parse(&record, 24)?);
     Ok(Some(Anchor { block_size, at, main, reserve }))
 }
-
-/// The other places of anchors that have one.
-pub(super) fn other_anchors(device: &dyn BlockDevice, found: &Anchor) -> Vec<Anchor> {
-    let blocks = device.size().checked_div(found.block_size).unwrap_or(0);
-    let places = [256, blocks.saturating_sub(257), blocks.saturating_sub(1)];
-    let places = places.into_iter().filter(|block| block.saturating_mul(found.block_size) != found.at);
-    places.filter_map(|block| anchor_at(device, block, found.block_size).ok().flatten()).collect()
-}

@@ -1,10 +1,10 @@
-//! The checksums of a volume, all of them: anchors, both descriptor sequences, every entry and directory
+//! The checksums of a volume, all of them: the anchor, both descriptor sequences, every entry and directory
 //! that its root leads to; and whether the free space is what was said.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
-use super::recognition::{self, Extent};
+use super::recognition::Extent;
 use super::volume::Volume;
 use super::{Udf, space};
 use crate::check::{Check, MAX_FAULTS, Walk};
@@ -16,17 +16,13 @@ const MAX_NODES: usize = 4_000_000;
 
 /// All checks of a volume.
 pub(super) fn checks(udf: &Udf) -> Vec<Check> {
-    let (device, anchor) = (udf.partitions.device.as_ref(), &udf.anchor);
-    let mut checks = vec![Check::known("anchor checksums", format!("byte {}", anchor.at), None)];
+    let anchor = &udf.anchor;
+    let mut checks = vec![Check::known("anchor checksum", format!("byte {}", anchor.at), None)];
     let sequences = [("main", anchor.main), ("reserve", anchor.reserve)];
     for (name, extent) in sequences.into_iter().filter(|(_, extent)| extent.len > 0) {
         let fault = sequence_fault(udf, extent);
         let at = u64::from(extent.block).saturating_mul(anchor.block_size);
         checks.push(Check::known(format!("{name} volume descriptor checksums"), format!("byte {at}"), fault));
-    }
-    for anchor in recognition::other_anchors(device, anchor) {
-        let fault = (anchor.main != udf.anchor.main).then(|| "it leads to other descriptors".to_owned());
-        checks.push(Check::known("anchor checksums", format!("byte {}", anchor.at), fault));
     }
     let walk = |faults: fn(&Udf) -> Result<Vec<String>>| -> Walk {
         let (device, options, session) = (udf.partitions.device.clone(), udf.options.clone(), udf.session);
