@@ -6,7 +6,7 @@
 //! ```
 //!
 //! libblkid (and so mount(8)), Windows, macOS and 7-Zip all show UDF. So do we, with two exceptions, each only
-//! where the other tree lacks nothing of what UDF has (names, and sizes of files, of the first 4,096 rows):
+//! where the other tree lacks nothing of what UDF has (names, and bytes of files, of the first 4,096 rows):
 //!
 //! * Rock Ridge, because it has owners, permissions and links, which those who write both leave out of UDF;
 //! * Joliet, when it has something that UDF lacks.
@@ -93,9 +93,14 @@ fn compare(iso: &dyn FileSystem, udf: &dyn FileSystem) -> Option<More> {
                         queue.push_back((other, node));
                     }
                 }
-                (Kind::File, Kind::File) if size(udf, node).is_none_or(|len| size(iso, other) == Some(len)) => {}
+                (Kind::File, Kind::File) => match (size(udf, node), size(iso, other)) {
+                    // What an earlier session had is empty in the UDF that genisoimage adds to it.
+                    (Some(0), Some(1..)) => more = More::Something,
+                    (Some(there), found) if found != Some(there) => return None,
+                    _ => {}
+                },
                 // Links and devices are empty files in the UDF that genisoimage writes.
-                (Kind::File, Kind::Directory | Kind::File) => return None,
+                (Kind::File, Kind::Directory) => return None,
                 (Kind::File, _) if size(udf, node).is_none_or(|len| len == 0) => {}
                 (kind, other_kind) if kind == other_kind => {}
                 _ => return None,

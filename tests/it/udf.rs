@@ -769,3 +769,68 @@ fn descriptors_that_lead_in_a_circle_and_endless_sizes_end() {
     assert!(rows(tree.as_ref(), dir).is_err());
     assert!(started.elapsed() < Duration::from_secs(20));
 }
+
+#[test]
+fn a_hundred_thousand_names_are_listed_and_looked_up_in_linear_time() {
+    let (mut image, _) = made(Ground::Physical);
+    let names: Vec<String> = (0..100_000).map(|index| format!("name {index:06}.txt")).collect();
+    let rows: Vec<u8> =
+        names.iter().flat_map(|name| identifier(0, &[b"\x08", name.as_bytes()].concat(), 3, 0)).collect();
+    let first = image.len() / BLOCK;
+    image.extend_from_slice(&rows);
+    image.resize(image.len().next_multiple_of(BLOCK) + 100 * BLOCK, 0);
+    let extent = long(rows.len() as u32, first as u32 - PARTITION, 0);
+    let at = (PARTITION as usize + 9) * BLOCK;
+    put(&mut image, at, tagged(266, 9, entry(4, 1, rows.len() as u64, &extent, 4)));
+    let tree = try_open(&image).unwrap();
+    let dir = tree.lookup(tree.root(), "€uro".as_bytes()).unwrap().unwrap();
+    let started = Instant::now();
+    // As the kernel asks: a few rows at a time, from where the last ones ended.
+    let (mut listed, mut cursor) = (Vec::new(), 0);
+    loop {
+        let before = listed.len();
+        tree.read_dir(dir, cursor, &mut |entry| {
+            listed.push(String::from_utf8_lossy(&entry.name).into_owned());
+            cursor = entry.next;
+            listed.len() < before + 60
+        })
+        .unwrap();
+        if listed.len() == before {
+            break;
+        }
+    }
+    assert_eq!(listed, names);
+    let node = tree.lookup(tree.root(), b"embedded.txt").unwrap();
+    assert!(names.iter().all(|name| tree.lookup(dir, name.as_bytes()).unwrap() == node));
+    assert_eq!(tree.lookup(dir, b"name 100000.txt").unwrap(), None);
+    assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
+}
+
+/// In the UDF of its later sessions genisoimage leaves the files of the earlier ones empty.
+#[test]
+fn of_a_disc_of_two_sessions_the_last_is_shown_with_the_bytes_of_both() {
+    let folder = Folder::new();
+    run(
+        &folder,
+        "genisoimage",
+        "mkdir a b; echo one > a/one.txt; echo two > b/two.txt
+         genisoimage -quiet -udf -R -V FIRST -o 1.iso a 2>/dev/null
+         start=$(( ($(stat -c %s 1.iso) / 2048 + 31) / 32 * 32 )); truncate -s $((start * 2048)) 1.iso
+         genisoimage -quiet -udf -R -V SECOND -C 0,$start -M 1.iso -o 2.iso b 2>/dev/null; cat 1.iso 2.iso > both.iso",
+    );
+    let both = Tree::from([
+        ("one.txt".into(), (Kind::File, b"one\n".to_vec())),
+        ("two.txt".into(), (Kind::File, b"two\n".to_vec())),
+    ]);
+    with_image(&folder.join("both.iso"), &Options::default(), |_, tree| assert_eq!(walk(tree), both));
+    // UDF is of the same session.
+    with_image(&folder.join("both.iso"), &Options { norock: true, ..Options::default() }, |name, tree| {
+        assert_eq!((name, tree.summary().label.as_deref()), ("udf", Some("SECOND")));
+        assert!(tree.lookup(tree.root(), b"two.txt").unwrap().is_some());
+    });
+    let first = Options { norock: true, session: Some(0), ..Options::default() };
+    with_image(&folder.join("both.iso"), &first, |name, tree| {
+        assert_eq!((name, tree.summary().label.as_deref()), ("udf", Some("FIRST")));
+        assert_eq!(walk(tree).into_keys().collect::<Vec<_>>(), ["one.txt"]);
+    });
+}
