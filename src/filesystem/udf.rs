@@ -40,7 +40,7 @@ use std::sync::Arc;
 
 use self::directory::Index;
 use self::icb::FileEntry;
-use self::partition::{Address, Copy, Partitions};
+use self::partition::{Address, Partitions, Which};
 use self::recognition::Anchor;
 use self::volume::{Integrity, Volume};
 use super::{
@@ -214,7 +214,7 @@ impl Udf {
             return node.entry.attributes.kind;
         }
         let file_type = || {
-            let (at, _) = self.partitions.locate(icb, Copy::Main)?;
+            let (at, _) = self.partitions.locate(icb, Which::Main)?;
             let bytes: [u8; 36] = read_array(self.partitions.device.as_ref(), at)?;
             let record = Record::new(NAME, "ICB tag", at, &bytes);
             tag::Tag::parse_alone(&record)?;
@@ -304,7 +304,7 @@ impl FileSystem for Udf {
 
     fn summary(&self) -> Summary {
         let Some(logical) = &self.volume.logical else { return Summary::default() };
-        let total = self.partitions.physical().fold(0u64, |sum, (_, part)| sum.saturating_add(part.len.into()));
+        let total = self.partitions.physical().fold(0u64, |sum, part| sum.saturating_add(part.len.into()));
         let free = space::free(&self.partitions, self.integrity.as_ref());
         let [major, minor] = logical.revision.to_be_bytes();
         Summary {

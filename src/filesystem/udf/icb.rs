@@ -11,7 +11,7 @@
 //!   kind: 0 recorded, 1 allocated, 2 neither (both read as zeros), 3 the descriptors go on in that block
 //! ```
 
-use super::partition::{Address, Copy, Partitions};
+use super::partition::{Address, Partitions, Which};
 use super::tag::{Tag, id};
 use super::{NAME, attribute, time};
 use crate::bytes::Record;
@@ -89,7 +89,7 @@ pub(super) fn read(partitions: &Partitions, address: Address) -> Result<FileEntr
         }
         return parse(partitions, address, tag, &record);
     }
-    let at = partitions.locate(address, Copy::Main)?.0;
+    let at = partitions.locate(address, Which::Main)?.0;
     Err(Error::corrupt(NAME, "indirect entry (they lead in a circle)", at))
 }
 
@@ -244,7 +244,7 @@ impl Layout<'_> {
         let mut left = len.min(self.size.saturating_sub(self.known));
         while left > 0 {
             self.step(list)?;
-            let (at, there) = self.partitions.locate(address, Copy::Main)?;
+            let (at, there) = self.partitions.locate(address, Which::Main)?;
             let piece = left.min(there);
             if piece == 0 || !self.runs.push(self.known, at, piece) {
                 return Err(list.corrupt());

@@ -52,7 +52,7 @@ impl Address {
 
 /// Which of two copies is read, where a partition has two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Copy {
+pub(super) enum Which {
     Main,
     Mirror,
 }
@@ -240,7 +240,7 @@ impl Partitions {
     }
 
     /// Byte of a block on the device, and how many bytes follow it there.
-    pub(super) fn locate(&self, address: Address, copy: Copy) -> Result<(u64, u64)> {
+    pub(super) fn locate(&self, address: Address, which: Which) -> Result<(u64, u64)> {
         let outside = |start: u32| {
             let at = u64::from(start).saturating_mul(self.block_size);
             Error::corrupt(NAME, format!("block {} of partition map {}", address.block, address.partition), at)
@@ -279,11 +279,11 @@ impl Partitions {
                 Ok((at, u64::from(blocks).saturating_mul(self.block_size)))
             }
             Map::Metadata { main, mirror } => {
-                let file = match (copy, main, mirror) {
-                    (Copy::Main, Ok(main), _) => main,
+                let file = match (which, main, mirror) {
+                    (Which::Main, Ok(main), _) => main,
                     (_, _, Some(mirror)) => mirror,
                     (_, Err(error), None) => return Err(error.clone()),
-                    (Copy::Mirror, Ok(_), None) => return Err(outside(0)),
+                    (Which::Mirror, Ok(_), None) => return Err(outside(0)),
                 };
                 let offset = u64::from(address.block).saturating_mul(self.block_size);
                 if offset >= file.size() {
@@ -315,18 +315,18 @@ impl Partitions {
         self.maps.iter().find_map(|map| if let Map::Closed(error) = map { Some(error) } else { None })
     }
 
-    /// The physical partitions, with the numbers of their maps.
-    pub(super) fn physical(&self) -> impl Iterator<Item = (usize, &Partition)> {
-        self.maps.iter().enumerate().filter_map(|(index, map)| match map {
-            Map::Physical(partition) | Map::Sparable { under: partition, .. } => Some((index, partition)),
+    /// The partitions that others are made of.
+    pub(super) fn physical(&self) -> impl Iterator<Item = &Partition> {
+        self.maps.iter().filter_map(|map| match map {
+            Map::Physical(partition) | Map::Sparable { under: partition, .. } => Some(partition),
             _ => None,
         })
     }
 
     /// Reads a descriptor and verifies it; where its partition has a mirror and it is damaged, there.
     pub(super) fn descriptor(&self, address: Address, what: &'static str) -> Result<(u64, Tag, Vec<u8>)> {
-        let of = |copy: Copy| {
-            let (at, _) = self.locate(address, copy)?;
+        let of = |which: Which| {
+            let (at, _) = self.locate(address, which)?;
             let bytes = self.block(at)?;
             let record = Record::new(NAME, what, at, &bytes);
             let tag = Tag::parse(&record)?;
@@ -335,9 +335,9 @@ impl Partitions {
             }
             Ok((at, tag, bytes))
         };
-        let main = of(Copy::Main);
+        let main = of(Which::Main);
         if main.is_err() && self.is_mirrored(address.partition) {
-            return of(Copy::Mirror).or(main);
+            return of(Which::Mirror).or(main);
         }
         main
     }

@@ -30,7 +30,7 @@ pub(super) fn said(integrity: &Integrity) -> Option<u64> {
 /// What the bitmaps say; `None` where a partition has none, or it is longer than `most` bytes.
 pub(super) fn counted(partitions: &Partitions, most: u64) -> Result<Option<u64>> {
     let mut sum = 0u64;
-    for (_, partition) in partitions.physical() {
+    for partition in partitions.physical() {
         let Some(bitmap) = partition.bitmap else { return Ok(None) };
         let at = u64::from(partition.start).saturating_add(bitmap.block.into());
         let Some(free) = count(partitions, partition, at.saturating_mul(partitions.block_size), most)? else {

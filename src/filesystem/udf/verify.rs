@@ -31,7 +31,7 @@ pub(super) fn checks(udf: &Udf) -> Vec<Check> {
     checks.push(Check::walk("file entry and directory checksums", "every node", walk(node_faults)));
     let is_said =
         udf.integrity.as_ref().is_some_and(|integrity| integrity.is_closed && space::said(integrity).is_some());
-    if is_said && udf.partitions.physical().all(|(_, partition)| partition.bitmap.is_some()) {
+    if is_said && udf.partitions.physical().all(|partition| partition.bitmap.is_some()) {
         checks.push(Check::walk("free space", "integrity descriptor and bitmaps", walk(space_faults)));
     }
     checks
