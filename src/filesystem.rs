@@ -1,10 +1,12 @@
 //! Trees of files: the trait every decoder implements, and the table of decoders.
 
 pub mod acl;
+mod bridge;
 pub mod ext;
 pub mod fat;
 pub mod foreign;
 pub mod iso9660;
+pub mod udf;
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -424,9 +426,11 @@ pub struct Options {
     pub norock: bool,
     /// ISO 9660: ignore Joliet.
     pub nojoliet: bool,
-    /// ISO 9660: this session (from 0), not the last.
+    /// A disc that has both: ISO 9660 and not UDF.
+    pub noudf: bool,
+    /// ISO 9660, and UDF of a disc that has both: this session (from 0), not the last.
     pub session: Option<u32>,
-    /// ISO 9660: the volume descriptors start 16 sectors after this 2,048-byte sector.
+    /// ISO 9660, UDF: the volume descriptors start 16 sectors after this 2,048-byte sector.
     pub sbsector: Option<u32>,
     /// ext: show the state without its journal.
     pub norecovery: bool,
@@ -473,29 +477,42 @@ pub struct FileSystemFormat {
 }
 
 /// In probe order. ISO 9660 comes first: a hybrid disc starts with a boot sector that may look like
-/// FAT's, while nothing else has a volume descriptor at byte 32,768. ext has one magic of two bytes
+/// FAT's, while nothing else has a volume descriptor at byte 32,768, or UDF's recognition sequence, which
+/// stands there or behind it (`bridge.rs` is asked which of the two is shown). ext has one magic of two bytes
 /// in a place that a FAT volume may use for anything, and FAT has no magic at all, so the strict
 /// check of its geometry comes last.
-pub const FORMATS: &[FileSystemFormat] = &[iso9660::FORMAT, ext::FORMAT, fat::FORMAT];
+pub const FORMATS: &[FileSystemFormat] = &[iso9660::FORMAT, udf::FORMAT, ext::FORMAT, fat::FORMAT];
 
-/// The tree of a device, with its format's name; `None` when no decoder knows it.
-pub fn open(device: &Device, options: &Options) -> Result<Option<(&'static str, Arc<dyn FileSystem>)>> {
-    for format in FORMATS {
-        if (format.probe)(device.as_ref())? {
-            return (format.open)(device.clone(), options).map(|tree| Some((format.name, tree)));
-        }
-    }
-    Ok(None)
+/// A tree with its format's name; `None` when no decoder knows it.
+pub type Found = Option<(&'static str, Arc<dyn FileSystem>)>;
+
+/// The tree of a device.
+pub fn open(device: &Device, options: &Options) -> Result<Found> {
+    open_one_of(FORMATS.iter(), device, options)
 }
 
 /// Formats whose volume begins behind a system area, which may hold a partition table of its own.
-const BEHIND_A_SYSTEM_AREA: &[&str] = &["iso9660"];
+const BEHIND_A_SYSTEM_AREA: &[&str] = &["iso9660", "udf"];
 
 /// The tree of a whole disk that has a partition table as well: a hybrid disc.
-pub fn open_beside_table(disk: &Device, options: &Options) -> Result<Option<(&'static str, Arc<dyn FileSystem>)>> {
-    for format in FORMATS.iter().filter(|format| BEHIND_A_SYSTEM_AREA.contains(&format.name)) {
-        if (format.probe)(disk.as_ref())? {
-            return (format.open)(disk.clone(), options).map(|tree| Some((format.name, tree)));
+pub fn open_beside_table(disk: &Device, options: &Options) -> Result<Found> {
+    let formats = FORMATS.iter().filter(|format| BEHIND_A_SYSTEM_AREA.contains(&format.name));
+    open_one_of(formats, disk, options)
+}
+
+fn open_one_of<'a>(
+    formats: impl Iterator<Item = &'a FileSystemFormat>,
+    device: &Device,
+    options: &Options,
+) -> Result<Found> {
+    for format in formats {
+        if (format.probe)(device.as_ref())? {
+            if format.name == iso9660::FORMAT.name
+                && let Some(found) = bridge::open(device, options)?
+            {
+                return Ok(Some(found));
+            }
+            return (format.open)(device.clone(), options).map(|tree| Some((format.name, tree)));
         }
     }
     Ok(None)

@@ -28,7 +28,6 @@ const SIGNATURES: &[Signature] = &[
     (0, b"hsqs", "SquashFS"),
     (1024, &[0xe2, 0xe1, 0xf5, 0xe0], "EROFS"),
     (1024, &[0x10, 0x20, 0xf5, 0xf2], "F2FS"),
-    (0x8001, b"BEA01", "UDF"),
     (0x8009, b"CDROM", "High Sierra"),
     (0x8001, b"CD-I ", "CD-i"),
     (0x8000, b"JFS1", "JFS"),

@@ -100,6 +100,33 @@ fn open(device: Device, options: &Options) -> Result<Arc<dyn FileSystem>> {
     Ok(Arc::new(Iso::open(device, options)?))
 }
 
+/// The trees of a bridge disc's chosen session, the session's first byte, and which of its names are shown.
+pub(super) fn open_bridge(device: Device, options: &Options) -> Result<Bridge> {
+    let session = choose_session(device.as_ref(), options, &Notes::default())?.saturating_mul(SECTOR);
+    let iso = Iso::open(device, options)?;
+    let names = match iso.name_space {
+        NameSpace::RockRidge => BridgeNames::RockRidge,
+        NameSpace::Joliet => BridgeNames::Joliet,
+        NameSpace::Enhanced | NameSpace::Plain => BridgeNames::Plain,
+    };
+    Ok(Bridge { iso: Arc::new(iso), session, names })
+}
+
+/// See [`open_bridge`].
+pub(super) struct Bridge {
+    pub(super) iso: Arc<dyn FileSystem>,
+    pub(super) session: u64,
+    pub(super) names: BridgeNames,
+}
+
+/// What the names of the tree are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BridgeNames {
+    RockRidge,
+    Joliet,
+    Plain,
+}
+
 /// Which tree is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum NameSpace {

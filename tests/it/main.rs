@@ -30,5 +30,6 @@ mod program;
 mod rw_mount;
 mod trust;
 mod trust_log;
+mod udf;
 mod verbs;
 mod volumes;
