@@ -1,6 +1,7 @@
 //! Trees of files: the trait every decoder implements, and the table of decoders.
 
 pub mod acl;
+pub mod exfat;
 pub mod ext;
 pub mod fat;
 pub mod foreign;
@@ -416,7 +417,7 @@ pub struct Changes {
 /// to it.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Minutes to be subtracted from a zone-less time (FAT) to give UTC, as the kernel's `time_offset`.
+    /// Minutes to be subtracted from a zone-less time (FAT, exFAT) to give UTC, as the kernel's `time_offset`.
     pub time_offset: i32,
     /// OEM code page of FAT short names; 437 when `None`.
     pub codepage: Option<u16>,
@@ -430,7 +431,7 @@ pub struct Options {
     pub sbsector: Option<u32>,
     /// ext: show the state without its journal.
     pub norecovery: bool,
-    /// FAT, ISO 9660: permissions of files on a medium that has none.
+    /// FAT, exFAT, ISO 9660: permissions of files on a medium that has none.
     pub mode: Option<u16>,
     /// As `mode`, for directories.
     pub dmode: Option<u16>,
