@@ -474,10 +474,10 @@ pub struct FileSystemFormat {
 }
 
 /// In probe order. ISO 9660 comes first: a hybrid disc starts with a boot sector that may look like
-/// FAT's, while nothing else has a volume descriptor at byte 32,768. ext has one magic of two bytes
-/// in a place that a FAT volume may use for anything, and FAT has no magic at all, so the strict
-/// check of its geometry comes last.
-pub const FORMATS: &[FileSystemFormat] = &[iso9660::FORMAT, ext::FORMAT, fat::FORMAT];
+/// FAT's, while nothing else has a volume descriptor at byte 32,768. exFAT has its name in the boot
+/// sector, and its boot code where ext has one magic of two bytes, a place that a FAT volume may use
+/// for anything as well. FAT has no magic at all, so the strict check of its geometry comes last.
+pub const FORMATS: &[FileSystemFormat] = &[iso9660::FORMAT, exfat::FORMAT, ext::FORMAT, fat::FORMAT];
 
 /// The tree of a device, with its format's name; `None` when no decoder knows it.
 pub fn open(device: &Device, options: &Options) -> Result<Option<(&'static str, Arc<dyn FileSystem>)>> {
