@@ -507,6 +507,16 @@ fn a_chain_that_is_wrong_shows_its_good_part_and_is_an_error_behind_it() {
         assert!(faults(fs.as_ref()).iter().any(|fault| fault.contains(said)), "{said}");
         assert_ne!(bad.fsck().0, Some(0), "{said}");
     }
+    // A ring of nearly all that the file has.
+    let mut ring = good.clone();
+    let mut last = first;
+    for _ in 0..3 {
+        last = le32(&good.bytes, good.table + last * 4);
+    }
+    ring.link(last, first as u32);
+    let fs = ring.open();
+    let error = contents(fs.as_ref(), node(fs.as_ref(), "first half.bin")).unwrap_err();
+    assert!(error.to_string().contains("leads back"), "{error}");
     // Longer than the file: no harm, and verify says so.
     let mut longer = good.clone();
     longer.change(set, 32 + 24, &(good.cluster as u64).to_le_bytes());

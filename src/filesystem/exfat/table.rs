@@ -184,22 +184,27 @@ impl Table {
             chain.damage = Some(Error::corrupt(EXFAT, "first cluster", at));
             return chain;
         }
-        // Brent's search for a loop: `marked` is the cluster of the last step that was a power of two.
-        let (mut cluster, mut marked, mut kept) = (first, 0, None);
-        while chain.count < limit {
+        // Brent's search for a loop: `marked` is the cluster of the last step that was a power of two. It finds one
+        // that begins and ends within so many steps before three times as many.
+        let (mut cluster, mut marked, mut kept, mut steps) = (first, 0, None, 0u64);
+        let enough = u64::from(limit).saturating_mul(3);
+        while steps < enough {
             if cluster == marked {
-                return self.before_loop(chain, first, cluster);
+                return self.before_loop(chain, first, cluster, limit);
             }
-            chain.push(cluster);
-            if chain.count.is_power_of_two() {
+            if chain.count < limit {
+                chain.push(cluster);
+            }
+            steps = steps.saturating_add(1);
+            if steps.is_power_of_two() {
                 marked = cluster;
-            }
-            if chain.count == limit {
-                break;
             }
             match self.next(cluster, &mut kept) {
                 Ok(Some(next)) => cluster = next,
+                // What comes after that much is no one's matter.
+                _ if steps > limit.into() => break,
                 Ok(None) if u64::from(chain.count) >= wanted => break,
+                Err(_) if chain.count == limit && u64::from(limit) >= wanted => break,
                 Ok(None) => {
                     let what = "cluster chain (shorter than its file)";
                     chain.damage = Some(Error::corrupt(EXFAT, what, self.entry_at(cluster)));
@@ -214,22 +219,31 @@ impl Table {
         chain
     }
 
-    /// The part of a chain before it leads back into itself; `within` is a cluster of the loop.
-    fn before_loop(&self, mut chain: Chain, first: u32, within: u32) -> Chain {
+    /// The part of a chain before it leads back into itself, when that is before `limit` clusters; `within` is a
+    /// cluster of the loop.
+    fn before_loop(&self, mut chain: Chain, first: u32, within: u32, limit: u32) -> Chain {
         let (mut kept, mut ahead_kept) = (None, None);
         let step = |cluster, kept: &mut _| self.next(cluster, kept).ok().flatten().unwrap_or(cluster);
+        let most = self.geometry.cluster_count;
         let (mut loop_len, mut ahead) = (1u32, step(within, &mut kept));
-        while ahead != within && loop_len < chain.count {
+        while ahead != within && loop_len < most {
             ahead = step(ahead, &mut kept);
             loop_len = loop_len.saturating_add(1);
         }
         // Of two that are the loop's length apart, both come to its start at once.
-        let (mut cluster, mut ahead) = (first, chain.find(loop_len).map_or(within, |(cluster, _)| cluster));
+        let (mut cluster, mut ahead) = (first, first);
+        for _ in 0..loop_len {
+            ahead = step(ahead, &mut ahead_kept);
+        }
         let mut count = loop_len;
-        while cluster != ahead && count < chain.count {
+        while cluster != ahead && count < most {
             cluster = step(cluster, &mut kept);
             ahead = step(ahead, &mut ahead_kept);
             count = count.saturating_add(1);
+        }
+        if count >= limit {
+            // It comes back behind all that was asked for.
+            return chain;
         }
         chain.truncate(count);
         let last = count.checked_sub(1).and_then(|last| chain.find(last)).map_or(first, |(cluster, _)| cluster);
