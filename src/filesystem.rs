@@ -2,6 +2,7 @@
 
 pub mod acl;
 mod bridge;
+pub mod exfat;
 pub mod ext;
 pub mod fat;
 pub mod foreign;
@@ -418,7 +419,7 @@ pub struct Changes {
 /// to it.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Minutes to be subtracted from a zone-less time (FAT) to give UTC, as the kernel's `time_offset`.
+    /// Minutes to be subtracted from a zone-less time (FAT, exFAT) to give UTC, as the kernel's `time_offset`.
     pub time_offset: i32,
     /// OEM code page of FAT short names; 437 when `None`.
     pub codepage: Option<u16>,
@@ -434,7 +435,7 @@ pub struct Options {
     pub sbsector: Option<u32>,
     /// ext: show the state without its journal.
     pub norecovery: bool,
-    /// FAT, ISO 9660: permissions of files on a medium that has none.
+    /// FAT, exFAT, ISO 9660: permissions of files on a medium that has none.
     pub mode: Option<u16>,
     /// As `mode`, for directories.
     pub dmode: Option<u16>,
@@ -478,10 +479,10 @@ pub struct FileSystemFormat {
 
 /// In probe order. ISO 9660 comes first: a hybrid disc starts with a boot sector that may look like
 /// FAT's, while nothing else has a volume descriptor at byte 32,768, or UDF's recognition sequence, which
-/// stands there or behind it (`bridge.rs` is asked which of the two is shown). ext has one magic of two bytes
-/// in a place that a FAT volume may use for anything, and FAT has no magic at all, so the strict
-/// check of its geometry comes last.
-pub const FORMATS: &[FileSystemFormat] = &[iso9660::FORMAT, udf::FORMAT, ext::FORMAT, fat::FORMAT];
+/// stands there or behind it (`bridge.rs` is asked which of the two is shown). exFAT has its name in the boot
+/// sector, and its boot code where ext has one magic of two bytes, a place that a FAT volume may use
+/// for anything as well. FAT has no magic at all, so the strict check of its geometry comes last.
+pub const FORMATS: &[FileSystemFormat] = &[iso9660::FORMAT, udf::FORMAT, exfat::FORMAT, ext::FORMAT, fat::FORMAT];
 
 /// A tree with its format's name; `None` when no decoder knows it.
 pub type Found = Option<(&'static str, Arc<dyn FileSystem>)>;

@@ -9,7 +9,7 @@
 //! path - device::file - container::open - device::cached - device::overlay - volume::scan -+- filesystem::open -+
 //!        host bytes     qcow2, VHD, ...   LRU sector       copy-on-write,    MBR, GPT, ... |                    +- forest - fuse - kernel
 //!                       or none (raw)     cache            only for -o rw    entries       +- filesystem::open -+    |
-//!                                                                            checked here     FAT, ISO, UDF, ext     cli (ls, cat, cp, ...)
+//!                                                                            checked here     FAT, ISO, ext, ...     cli (ls, cat, cp, ...)
 //! ```
 //!
 //! An entry that [`encryption`] knows goes through it first, when there is a key, and is read-only.
@@ -28,7 +28,7 @@
 //! | [`container`] | the host file's format, and the disk inside it; one file a format | device |
 //! | [`volume`] | partition tables | device |
 //! | [`encryption`] | encrypted volumes: LUKS, BitLocker | device |
-//! | [`filesystem`] | trees of files: FAT, ISO 9660, UDF, ext | device |
+//! | [`filesystem`] | trees of files: FAT, exFAT, ISO 9660, UDF, ext | device |
 //! | [`forest`] | `disk.img disk/ p1.img p1/ ...` | device, filesystem |
 //! | [`stack`] | builds all of it for one image | everything above |
 //! | [`fuse`] | the kernel's requests for any file system; no format is named there | filesystem |

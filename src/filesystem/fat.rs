@@ -34,7 +34,7 @@ mod rename;
 mod rows;
 mod state;
 mod table;
-mod time;
+pub(super) mod time;
 mod verify;
 mod write;
 

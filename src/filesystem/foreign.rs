@@ -12,7 +12,6 @@ const LONGEST: usize = 12;
 
 const SIGNATURES: &[Signature] = &[
     (3, b"NTFS    ", "NTFS"),
-    (3, b"EXFAT   ", "exFAT"),
     (1024, b"H+\0", "HFS+"),
     (1024, b"HX\0", "HFSX"),
     (1024, b"BD", "HFS"),

@@ -268,7 +268,7 @@ fn probe(bytes: &[u8]) -> bool {
 }
 
 /// Files of all sizes around a sector and a cluster, names of all kinds.
-fn write_content(folder: &Path, cluster: usize, many: usize) {
+pub(crate) fn write_content(folder: &Path, cluster: usize, many: usize) {
     std::fs::create_dir_all(folder.join("a long directory name/nested/deeper")).unwrap();
     std::fs::create_dir_all(folder.join("EMPTY")).unwrap();
     std::fs::create_dir_all(folder.join("many")).unwrap();

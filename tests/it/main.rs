@@ -13,6 +13,7 @@ mod encryption;
 mod everyday;
 mod evil;
 mod ewf;
+mod exfat;
 mod ext;
 mod fat;
 mod fat_write;

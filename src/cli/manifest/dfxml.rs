@@ -190,7 +190,7 @@ impl Writer for Dfxml<'_> {
             Tree::Open { format, .. } => Some(*format),
             _ => None,
         });
-        recorded(attributes, format == Some("fat"), out)?;
+        recorded(attributes, format.unwrap_or_default(), out)?;
         if let Some(target) = &facts.target {
             writeln!(out, "      <link_target>{}</link_target>", text(target))?;
         }
@@ -210,7 +210,7 @@ impl Writer for Dfxml<'_> {
 }
 
 /// Permissions, owners and times.
-fn recorded(attributes: &Attributes, coarse: bool, out: &mut dyn Write) -> Result<()> {
+fn recorded(attributes: &Attributes, format: &str, out: &mut dyn Write) -> Result<()> {
     writeln!(out, "      <meta_type>{}</meta_type>", meta_type(attributes.kind))?;
     let unsigned = [
         ("mode", attributes.mode.map(u32::from)),
@@ -223,11 +223,17 @@ fn recorded(attributes: &Attributes, coarse: bool, out: &mut dyn Write) -> Resul
             writeln!(out, "      <{name}>{value}</{name}>")?;
         }
     }
-    // FAT counts two seconds, and whole days for the last read; creation has hundredths.
+    // FAT counts two seconds, and whole days for the last read; creation has hundredths. exFAT has hundredths but
+    // for the last read.
+    let (modified, accessed) = match format {
+        "fat" => (" prec='2'", " prec='86400'"),
+        "exfat" => ("", " prec='2'"),
+        _ => ("", ""),
+    };
     let times = [
-        ("mtime", attributes.modified, if coarse { " prec='2'" } else { "" }),
+        ("mtime", attributes.modified, modified),
         ("ctime", attributes.changed, ""),
-        ("atime", attributes.accessed, if coarse { " prec='86400'" } else { "" }),
+        ("atime", attributes.accessed, accessed),
         ("crtime", attributes.created, ""),
     ];
     for (name, time, precision) in times {
@@ -244,6 +250,7 @@ fn file_system(format: &str, variant: &str) -> Option<(u32, &'static str)> {
         ("fat", "FAT12") => (2, "fat12"),
         ("fat", "FAT16") => (4, "fat16"),
         ("fat", "FAT32") => (8, "fat32"),
+        ("exfat", _) => (0x0a, "exfat"),
         ("ext", "ext2") => (0x80, "ext2"),
         ("ext", "ext3") => (0x100, "ext3"),
         ("ext", "ext4") => (0x2000, "ext4"),

@@ -9,7 +9,7 @@ use crate::filesystem::Timestamp;
 
 /// A date and time of day as they are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Stamp {
+pub(in crate::filesystem) struct Stamp {
     /// Year, month, day.
     pub date: u16,
     /// Hours, minutes, two-second steps.

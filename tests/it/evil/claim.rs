@@ -105,6 +105,49 @@ fn of_a_chain_no_more_is_kept_than_its_file_has_use_for() {
     }
 }
 
+/// exFAT, of sectors as clusters: four files of all the volume, and the chain of each is every other cluster and then
+/// the rest, or goes round.
+fn exfat_of_all_clusters(folder: &Folder, ring: bool) -> String {
+    let path = folder.path("exfat.img").to_str().unwrap().to_owned();
+    std::fs::write(&path, b"").unwrap();
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    file.set_len(256 << 20).unwrap();
+    run(folder, "mkfs.exfat", "exfatprogs", &["-c", "512", "exfat.img"]);
+    let mut boot = [0; 512];
+    file.read_exact_at(&mut boot, 0).unwrap();
+    let field = |at: usize| u32::from_le_bytes(boot[at..at + 4].try_into().unwrap());
+    let (table, heap, clusters, root) = (field(0x50), field(0x58), field(0x5c), field(0x60));
+    let first = root + 1;
+    let order: Vec<u32> = (first..clusters + 2).step_by(2).chain((first + 1..clusters + 2).step_by(2)).collect();
+    let mut entries = vec![0u32; clusters as usize + 2];
+    for pair in order.windows(2) {
+        entries[pair[0] as usize] = pair[1];
+    }
+    entries[order[order.len() - 1] as usize] = if ring { first } else { u32::MAX };
+    let entries: Vec<u8> = entries[first as usize..].iter().flat_map(|number| number.to_le_bytes()).collect();
+    file.write_all_at(&entries, u64::from(table) * 512 + u64::from(first) * 4).unwrap();
+    // As much as the heap has, which is a little more than the chain.
+    let size = u64::from(clusters) * 512;
+    let set = |n: u32| crate::exfat::entry_set(&format!("BIG{n:05}"), 0x20, 1, order[n as usize], size);
+    let start = u64::from(heap + root - 2) * 512;
+    file.write_all_at(&(0..4).flat_map(set).collect::<Vec<_>>(), start + 96).unwrap();
+    path
+}
+
+#[test]
+fn of_chains_that_have_all_clusters_one_is_kept() {
+    let folder = Folder::new("claim-exfat");
+    for ring in [false, true] {
+        let path = exfat_of_all_clusters(&folder, ring);
+        let said = bounded(&["ls", "-l", &format!("{path}:/disk")]);
+        assert_eq!((said.code, said.out.matches("BIG0000").count()), (Some(0), 4), "{said:?}");
+        let said = bounded(&["manifest", &format!("{path}:/disk")]);
+        assert!(said.code == Some(1) && said.out.contains("BIG00003"), "{said:?}");
+        let said = bounded(&["verify", &path]);
+        assert!(said.code == Some(1) && said.out.contains(if ring { "leads back" } else { "shorter" }), "{said:?}");
+    }
+}
+
 #[test]
 fn groups_that_an_ext_volume_has_no_room_for_are_one_fault() {
     let folder = Folder::new("claim-ext");
