@@ -369,6 +369,12 @@ pub trait FileSystemWrite: Send + Sync {
         self.flush()
     }
 
+    /// As [`FileSystemWrite::quiesce`], when nobody has anything open any more, whether that was said for each node
+    /// or not: what only open files held is given back.
+    fn finish(&self) -> Result<()> {
+        self.quiesce()
+    }
+
     /// As [`FileSystemWrite::quiesce`], before others write to the device. [`Error::Busy`] while something
     /// is kept that only this tree knows of: the contents of a file that is removed and still open.
     fn stand_aside(&self) -> Result<()> {

@@ -459,7 +459,8 @@ fn serve(
     // It holds the tree: what comes now needs everything closed.
     drop((write_back, learner));
     // A failure when the kernel said its last word could only be logged.
-    let settled = tree.writer().map_or(Ok(()), FileSystemWrite::quiesce).context("what was written last is lost");
+    // The last files may have been closed too late for the kernel to say so.
+    let settled = tree.writer().map_or(Ok(()), FileSystemWrite::finish).context("what was written last is lost");
     drop(tree);
     let finished = settled.and(finish());
     let announced = ready.join();

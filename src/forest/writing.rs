@@ -390,6 +390,10 @@ impl FileSystemWrite for Forest {
     fn quiesce(&self) -> Result<()> {
         self.flush_with(|tree| tree.quiesce())
     }
+
+    fn finish(&self) -> Result<()> {
+        self.flush_with(|tree| tree.finish())
+    }
 }
 
 impl Escaped {
@@ -450,6 +454,10 @@ impl FileSystemWrite for Escaped {
 
     fn quiesce(&self) -> Result<()> {
         self.inner()?.quiesce()
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.inner()?.finish()
     }
 }
 

@@ -792,6 +792,25 @@ fn a_long_file_is_written_in_one_run_and_few_writes() {
 }
 
 #[test]
+fn at_the_end_what_was_removed_and_never_closed_is_given_back() {
+    let disk = Disk::by_mkfs(1440, "-F 12");
+    let fs = disk.open();
+    put(&fs, "removed", &[7; 5000]);
+    let node = fs.lookup(fs.root(), b"removed").unwrap().unwrap();
+    writer(&fs).opened(node);
+    writer(&fs).remove(fs.root(), b"removed", false).unwrap();
+    writer(&fs).quiesce().unwrap();
+    let mut buf = [0; 5000];
+    assert_eq!(fs.read(node, &mut buf, 0).unwrap(), 5000);
+    assert_eq!(buf, [7; 5000], "it is open");
+    writer(&fs).finish().unwrap();
+    let scratch = Scratch::new();
+    let image = scratch.path("end.img");
+    save(&disk.bytes(), &image);
+    tool("dosfstools", "fsck.fat", &["-n", image.to_str().unwrap()]);
+}
+
+#[test]
 fn names_that_fat_cannot_hold_are_refused_and_nothing_changes() {
     let disk = Disk::by_mkfs(1440, "-F 12");
     let fs = disk.open();

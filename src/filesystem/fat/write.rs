@@ -181,6 +181,15 @@ impl Fat {
         if missing > u64::from(free) { Err(Error::NoSpace) } else { Ok(()) }
     }
 
+    /// Frees what files held that were removed while they were open.
+    fn give_back(&self, state: &mut State, orphans: impl IntoIterator<Item = Entry>) {
+        for orphan in orphans {
+            if let Err(error) = self.free_contents(state, &orphan) {
+                log::warn!("fat: the clusters of a removed file stay taken: {error}");
+            }
+        }
+    }
+
     fn resize(&self, state: &mut State, file: NodeId, entry: &mut Entry, size: u64) -> Result<()> {
         let new_size = u32::try_from(size).map_err(|_| Error::TooLarge)?;
         if new_size > entry.size {
@@ -338,11 +347,8 @@ impl FileSystemWrite for Fat {
             open.remove(&node);
         }
         let mut state = self.exclusive();
-        if let Some(orphan) = state.orphans.remove(&node)
-            && let Err(error) = self.free_contents(&mut state, &orphan)
-        {
-            log::warn!("fat: the clusters of a removed file stay taken: {error}");
-        }
+        let orphan = state.orphans.remove(&node);
+        self.give_back(&mut state, orphan);
     }
 
     fn flush(&self) -> Result<()> {
@@ -361,6 +367,14 @@ impl FileSystemWrite for Fat {
         self.commit(&mut state)?;
         // What only an open file holds has no name: fsck.fat has something to do until it is closed.
         if state.orphans.is_empty() { self.unmark(&mut state) } else { Ok(()) }
+    }
+
+    fn finish(&self) -> Result<()> {
+        let mut state = self.exclusive();
+        let orphans = std::mem::take(&mut state.orphans);
+        self.give_back(&mut state, orphans.into_values());
+        drop(state);
+        self.quiesce()
     }
 
     fn stand_aside(&self) -> Result<()> {
