@@ -24,7 +24,7 @@
 //! counted and not used, and those are given back at the next opening.
 //!
 //! **Writing behind.** A new cluster's bytes, when there are many and the host has set room aside for them, are in
-//! memory first and brought to the file by a thread ([`behind`]). That is below all of the above: what reads the file
+//! memory first and brought to the file by a thread ([`behind`](mod@behind)). That is below all of the above: what reads the file
 //! finds them, and a sync begins once they are in it. What was not synced yet does not outlive this process then.
 //!
 //! **Threads.** Tables are behind one lock that is never held across I/O. Clusters of the file
