@@ -1,8 +1,8 @@
 //! Answers to reads of bytes that lie in a file of the host: the kernel hands them from its own cache to
 //! the reader's (`splice`, through a pipe), and they are never copied into this process.
 //!
-//! By `scripts/bench`, as an ordinary user: one reader 1.25 times and two readers 1.38 times as fast as in
-//! xmount, where copying through a buffer had 0.96 and 1.09.
+//! By `scripts/bench`, as an ordinary user, when it came: one reader 1.25 times and two readers 1.38 times as fast
+//! as in xmount, where copying through a buffer had 0.96 and 1.09. docs/bench.md has how it stands.
 
 use std::cell::RefCell;
 use std::fs::File;
