@@ -179,6 +179,15 @@ fn look_below(tree: &dyn FileSystem, dir: NodeId, above: &mut Vec<NodeId>, left:
     // A listing that resumes in its middle, as the kernel asks for it.
     if let Some((_, _, _, next)) = rows.get(rows.len() / 2) {
         let _ = tree.read_dir(dir, *next, &mut |_| false);
+        // Whoever seeks may come to where no row starts.
+        let size = tree.attributes(dir).map_or(0, |attributes| attributes.size);
+        for cursor in [next.saturating_add(5), size.saturating_sub(5), u64::MAX] {
+            let mut room = NODES;
+            let _ = tree.read_dir(dir, cursor, &mut |_| {
+                room -= 1;
+                room > 0
+            });
+        }
     }
     above.push(dir);
     for (node, name, kind, _) in rows {

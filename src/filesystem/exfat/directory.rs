@@ -264,7 +264,9 @@ impl Scan<'_> {
     }
 
     fn run(&mut self, cursor: u64, visit: Visit<'_>) -> ControlFlow<()> {
-        let (mut offset, mut most) = (cursor, FIRST_PIECE);
+        // Anyone may seek to where no entry starts: what is left of a run there would be none, again and again.
+        let start = cursor.checked_next_multiple_of(ENTRY_LEN).unwrap_or(u64::MAX);
+        let (mut offset, mut most) = (start, FIRST_PIECE);
         while offset < self.directory.len {
             let run = match self.map().map(offset) {
                 Ok(run) => run,
