@@ -25,7 +25,7 @@ use crate::error::Result;
 const MAX_COMPARED: usize = 4096;
 const MAX_READ: usize = 1 << 18;
 
-/// The tree of a disc that is known to have ISO 9660; `None` when that is its only one, or is to be shown.
+/// The tree of a disc that is known to have ISO 9660; `None` when that is its only one.
 pub(super) fn open(device: &Device, options: &Options) -> Result<Found> {
     if options.noudf || !is_bridge(device, options)? {
         return Ok(None);
@@ -39,15 +39,16 @@ pub(super) fn open(device: &Device, options: &Options) -> Result<Found> {
             return (udf::FORMAT.open)(device.clone(), options).map(|tree| Some((udf::FORMAT.name, tree)));
         }
     };
-    if !udf::is_at(device.as_ref(), bridge.session)? {
-        return Ok(None);
-    }
     let iso = bridge.iso;
+    let shown = Some((iso9660::FORMAT.name, iso.clone()));
+    if !udf::is_at(device.as_ref(), bridge.session)? {
+        return Ok(shown);
+    }
     let udf = match udf::open_bridge(device.clone(), options, bridge.session, iso.clone()) {
         Ok(udf) => udf,
         Err(error) => {
             log::warn!("{error}; ISO 9660 is shown");
-            return Ok(None);
+            return Ok(shown);
         }
     };
     let shows_iso = match bridge.names {
@@ -55,7 +56,7 @@ pub(super) fn open(device: &Device, options: &Options) -> Result<Found> {
         BridgeNames::RockRidge => compare(iso.as_ref(), udf.as_ref()).is_some(),
         BridgeNames::Joliet => compare(iso.as_ref(), udf.as_ref()) == Some(More::Something),
     };
-    Ok((!shows_iso).then_some((udf::FORMAT.name, udf)))
+    Ok(if shows_iso { shown } else { Some((udf::FORMAT.name, udf)) })
 }
 
 /// Whether any session may have both.

@@ -102,8 +102,8 @@ fn open(device: Device, options: &Options) -> Result<Arc<dyn FileSystem>> {
 
 /// The trees of a bridge disc's chosen session, the session's first byte, and which of its names are shown.
 pub(super) fn open_bridge(device: Device, options: &Options) -> Result<Bridge> {
-    let session = choose_session(device.as_ref(), options, &Notes::default())?.saturating_mul(SECTOR);
     let iso = Iso::open(device, options)?;
+    let session = iso.session.saturating_mul(SECTOR);
     let names = match iso.name_space {
         NameSpace::RockRidge => BridgeNames::RockRidge,
         NameSpace::Joliet => BridgeNames::Joliet,
@@ -150,6 +150,8 @@ impl NameSpace {
 /// An open volume.
 struct Iso {
     medium: Medium,
+    /// The sector at which its session starts.
+    session: u64,
     set: DescriptorSet,
     name_space: NameSpace,
     protocol: Option<Protocol>,
@@ -206,6 +208,7 @@ impl Iso {
         };
         Ok(Self {
             medium,
+            session,
             set,
             name_space,
             protocol,
