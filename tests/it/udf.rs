@@ -771,6 +771,26 @@ fn descriptors_that_lead_in_a_circle_and_endless_sizes_end() {
 }
 
 #[test]
+fn tables_of_a_virtual_partition_that_go_on_in_circles_are_given_up_soon() {
+    let (mut image, _) = made(Ground::Virtual);
+    let place = |block: u32| (PARTITION + block) as usize * BLOCK;
+    let list = [short(1 << 30 | 2048, 0), short(3 << 30 | 2048, 5)].concat();
+    let mut bytes = vec![0; 24];
+    put(&mut bytes, 20, le32(list.len() as u32));
+    bytes.extend(list);
+    put(&mut image, place(5), tagged(258, 5, bytes));
+    for block in 300..600 {
+        let table = entry(248, 0, 1 << 60, &short(3 << 30 | 2048, 5), 4);
+        put(&mut image, place(block), tagged(266, block, table));
+    }
+    let anchor = image[256 * BLOCK..][..512].to_vec();
+    put(&mut image, place(599), tagged(2, PARTITION + 599, anchor));
+    let started = Instant::now();
+    assert!(matches!(try_open(&image), Err(Error::Corrupt { .. })));
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+#[test]
 fn a_hundred_thousand_names_are_listed_and_looked_up_in_linear_time() {
     let (mut image, _) = made(Ground::Physical);
     let names: Vec<String> = (0..100_000).map(|index| format!("name {index:06}.txt")).collect();

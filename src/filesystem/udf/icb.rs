@@ -11,6 +11,8 @@
 //!   kind: 0 recorded, 1 allocated, 2 neither (both read as zeros), 3 the descriptors go on in that block
 //! ```
 
+use std::collections::HashSet;
+
 use super::partition::{Address, Partitions, Which};
 use super::tag::{Tag, id};
 use super::{NAME, attribute, time};
@@ -189,7 +191,11 @@ impl Layout<'_> {
     fn follow(&mut self, first: &Record<'_>, form: u16, icb: Address) -> Result<()> {
         let mut next = self.list(first, form, icb)?;
         let mut at = first.at();
+        let mut seen = HashSet::new();
         while let Some(address) = next.filter(|_| self.known < self.size) {
+            if !seen.insert(address) {
+                return Err(Error::corrupt(NAME, "allocation extent descriptor (they lead in a circle)", at));
+            }
             let (place, tag, bytes) = self.partitions.descriptor(address, "allocation extent descriptor")?;
             let record = Record::new(NAME, "allocation extent descriptor", place, &bytes);
             if tag.id != id::ALLOCATION_EXTENT {

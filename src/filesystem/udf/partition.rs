@@ -16,13 +16,18 @@ use super::volume::{Logical, Partition, Volume};
 use super::{BLOCK_LIMIT, NAME};
 use crate::bytes::Record;
 use crate::device::mapped::{Mapping, Place, RunList, read_runs};
-use crate::device::{Device, read_vec};
+use crate::device::{Device, read_array, read_vec};
 use crate::error::{Error, Result};
 use crate::filesystem::NodeId;
 
 /// The blocks at the end in which the table of a medium that is written once is looked for: writers fill up
 /// to the next packet, and copies end a little late.
 const VAT_SEARCH: u64 = 512;
+/// Files in them that say they are tables and are none: as many are damaged on no medium that can be read.
+const MAX_FALSE_TABLES: usize = 16;
+/// File types of a table: that of UDF 1.50, and that of 2.00 and later.
+const OLD_TABLE: u8 = 0;
+const TABLE: u8 = 248;
 /// Entries of a sparing table: UDF's own bound is what fits a block.
 const MAX_SPARED: usize = 4096;
 
@@ -127,14 +132,23 @@ impl Partitions {
     fn virtual_map(&self, under: Partition, session: u64) -> Result<Map> {
         let end = self.device.size().checked_div(self.block_size).unwrap_or(0);
         let start = u64::from(under.start).max(session.checked_div(self.block_size).unwrap_or(0));
+        let mut false_tables = 0usize;
         for block in (start..end).rev().take(usize::try_from(VAT_SEARCH).unwrap_or(0)) {
             let Some(relative) = block.checked_sub(under.start.into()).and_then(|block| u32::try_from(block).ok())
             else {
                 continue;
             };
+            let file_type = read_array(self.device.as_ref(), block.saturating_mul(self.block_size).saturating_add(27));
+            if !matches!(file_type, Ok([OLD_TABLE | TABLE])) {
+                continue;
+            }
             let Ok(entry) = self.entry_under(under, relative) else { continue };
             if let Some((table, header)) = self.table_of(entry)? {
                 return Ok(Map::Virtual { under, table, header });
+            }
+            false_tables = false_tables.saturating_add(1);
+            if false_tables == MAX_FALSE_TABLES {
+                break;
             }
         }
         let at = end.saturating_mul(self.block_size);
@@ -149,13 +163,13 @@ impl Partitions {
         }
         match entry.file_type {
             // UDF 1.50, 2.2.10: the entries come first, behind them stands what it is.
-            0 if size >= 36 => {
+            OLD_TABLE if size >= 36 => {
                 let mut end = [0; 36];
                 read_runs(&entry.contents, self.device.as_ref(), &mut end, size.saturating_sub(36))?;
                 let is_table = end.get(1..23) == Some(b"*UDF Virtual Alloc Tbl");
                 Ok(is_table.then_some((entry.contents, 0)))
             }
-            248 if size >= 152 => {
+            TABLE if size >= 152 => {
                 let mut start = [0; 2];
                 read_runs(&entry.contents, self.device.as_ref(), &mut start, 0)?;
                 let header = u64::from(u16::from_le_bytes(start));
