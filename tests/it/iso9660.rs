@@ -23,18 +23,18 @@ const SECTOR: usize = 2048;
 const THEN: u64 = 872_835_240;
 
 /// A folder that is gone after the test.
-struct Folder(PathBuf);
+pub(crate) struct Folder(pub(crate) PathBuf);
 
 impl Folder {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("imgfs-iso9660-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let name = format!("imgfs-disc-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
         fs::create_dir(&path).unwrap();
         Self(path)
     }
 
-    fn join(&self, name: &str) -> PathBuf {
+    pub(crate) fn join(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 }
@@ -46,10 +46,11 @@ impl Drop for Folder {
 }
 
 /// Runs a shell script in a folder; its standard output. `package` is what has the tool.
-fn run(folder: &Folder, package: &str, script: &str) -> Vec<u8> {
+pub(crate) fn run(folder: &Folder, package: &str, script: &str) -> Vec<u8> {
     let mut shell = Command::new("sh");
     shell.arg("-ec").arg(script).current_dir(&folder.0).env("TZ", "UTC").env("LC_ALL", "C.UTF-8");
-    let output = shell.output().expect("sh");
+    let path = std::env::var("PATH").unwrap_or_default();
+    let output = shell.env("PATH", format!("{path}:/sbin:/usr/sbin")).output().expect("sh");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(!errors.contains("not found"), "a tool is missing: install the Debian package {package}: {errors}");
     assert!(output.status.success(), "{script}: {errors}");

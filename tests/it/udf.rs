@@ -3,10 +3,8 @@
 //! here block by block after the standard, and read by 7z as well where it knows them; hostile ones.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use std::{fs, io::Write};
 
@@ -18,41 +16,13 @@ use imgfs::error::{Error, Result};
 use imgfs::filesystem::{self, FileSystem, Kind, NodeId, Options};
 use sha2::{Digest, Sha256};
 
+use crate::iso9660::{self, Folder};
+
 const BLOCK: usize = 2048;
 
-/// A folder that is gone after the test.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("imgfs-udf-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    fn join(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// Runs a shell script in a folder; its standard output. `package` is what has the tool.
+/// Standard output of a shell script, as text.
 fn run(folder: &Folder, package: &str, script: &str) -> String {
-    let mut shell = Command::new("sh");
-    shell.arg("-ec").arg(script).current_dir(&folder.0).env("TZ", "UTC").env("LC_ALL", "C.UTF-8");
-    let path = std::env::var("PATH").unwrap_or_default();
-    let output = shell.env("PATH", format!("{path}:/sbin:/usr/sbin")).output().expect("sh");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(!errors.contains("not found"), "a tool is missing: install the Debian package {package}: {errors}");
-    assert!(output.status.success(), "{script}: {errors}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    String::from_utf8_lossy(&iso9660::run(folder, package, script)).into_owned()
 }
 
 fn sha(bytes: &[u8]) -> Vec<u8> {
