@@ -153,15 +153,19 @@ impl Udf {
     /// The descriptor at `offset`: its length, and its row where it is shown. While `is_lost`, what is none
     /// is `None` and no damage.
     fn descriptor_at(&self, stream: &mut Stream<'_>, offset: u64, is_lost: bool) -> Result<Option<(u64, Option<Row>)>> {
+        let what = "file identifier descriptor";
+        if is_lost {
+            // A gigabyte may be gone through like this: where it is on the medium is no matter yet.
+            let head = Record::new(NAME, what, offset, stream.get(offset, FIXED)?);
+            if head.le16(0).ok() != Some(id::FILE_IDENTIFIER) || Tag::parse_alone(&head).is_err() {
+                return Ok(None);
+            }
+        }
         let place = stream.entry.contents.map(offset).map_or(stream.entry.at, |run| match run.place {
             Place::At(at) => at,
             _ => stream.entry.at,
         });
-        let what = "file identifier descriptor";
         let head = Record::new(NAME, what, place, stream.get(offset, FIXED)?);
-        if is_lost && (head.le16(0).ok() != Some(id::FILE_IDENTIFIER) || Tag::parse_alone(&head).is_err()) {
-            return Ok(None);
-        }
         let (name_len, use_len) = (usize::from(head.u8(19)?), usize::from(head.le16(36)?));
         // What fills it up is part of it.
         let len = FIXED.saturating_add(use_len).saturating_add(name_len).next_multiple_of(4);
