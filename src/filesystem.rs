@@ -7,6 +7,7 @@ pub mod ext;
 pub mod fat;
 pub mod foreign;
 pub mod iso9660;
+mod names;
 pub mod udf;
 
 use std::any::Any;

@@ -42,12 +42,11 @@ mod verify;
 mod zisofs;
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::hash::RandomState;
 use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 
 use self::descriptor::{DescriptorSet, SYSTEM_AREA, VolumeDescriptor};
-use self::directory::{Children, Directory, Index};
+use self::directory::{Children, Directory};
 use self::file::Sections;
 use self::medium::{Medium, Notes, SECTOR};
 use self::node::{Contents, Node};
@@ -55,6 +54,7 @@ use self::record::DirectoryRecord;
 use self::rockridge::RockRidge;
 use self::susp::Protocol;
 use self::zisofs::Packing;
+use super::names::{INDEX_CACHE, LARGE_INDEX, NameIndexes};
 use super::{
     Attributes, DirEntry, Embedded, EntrySink, FileSystem, FileSystemFormat, NodeId, Options, Placed, Summary,
 };
@@ -72,11 +72,8 @@ pub const FORMAT: FileSystemFormat = FileSystemFormat { name: NAME, probe, open 
 
 /// A node whose record of itself is damaged: the number is the record in its parent.
 const BAD_SELF: u64 = 1 << 55;
-/// Bytes of parsed nodes, of name indexes, and of unpacked zisofs blocks that are kept.
+/// Bytes of parsed nodes, and of unpacked zisofs blocks, that are kept.
 const NODE_CACHE: u64 = 4 << 20;
-const INDEX_CACHE: u64 = 8 << 20;
-/// A hundred thousand rows.
-const LARGE_INDEX: u64 = 2 << 20;
 const BLOCK_CACHE: u64 = 8 << 20;
 const DAMAGE_CACHE: u64 = 64 << 10;
 /// Descriptors that may be damaged before the first good one.
@@ -161,14 +158,13 @@ struct Iso {
     root_self: u64,
     nodes: Cache<u64, Arc<Node>>,
     /// By first byte of the directory.
-    indexes: Cache<u64, Arc<Index>>,
+    names: NameIndexes,
     /// By first byte of the directory.
     children: Cache<u64, Arc<Children>>,
     /// Damage met in a directory, by its first byte.
     damaged: Cache<u64, Error>,
     /// By record and number of the block.
     blocks: Cache<(u64, u64), Arc<Vec<u8>>>,
-    hasher: RandomState,
     boot_images: OnceLock<Vec<Embedded>>,
 }
 
@@ -216,11 +212,10 @@ impl Iso {
             root,
             root_self,
             nodes: Cache::new(NODE_CACHE),
-            indexes: Cache::for_heavy(INDEX_CACHE, LARGE_INDEX),
+            names: NameIndexes::new(),
             children: Cache::for_heavy(INDEX_CACHE, LARGE_INDEX),
             damaged: Cache::new(DAMAGE_CACHE),
             blocks: Cache::new(BLOCK_CACHE),
-            hasher: RandomState::new(),
             boot_images: OnceLock::new(),
         })
     }

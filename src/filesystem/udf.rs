@@ -34,15 +34,14 @@ mod time;
 mod verify;
 mod volume;
 
-use std::hash::RandomState;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use self::directory::Index;
 use self::icb::FileEntry;
 use self::partition::{Address, Partitions, Which};
 use self::recognition::Anchor;
 use self::volume::{Integrity, Volume};
+use super::names::NameIndexes;
 use super::{
     Attributes, DirEntry, Embedded, EntrySink, FileSystem, FileSystemFormat, Kind, NodeId, Options, Placed, Summary,
 };
@@ -64,11 +63,8 @@ const SECTOR: u64 = 2048;
 const BLOCK_LIMIT: u64 = 1 << 60;
 /// A symbolic link that is longer is none.
 const MAX_LINK: u64 = 64 << 10;
-/// Bytes of parsed nodes, and of name indexes, that are kept.
+/// Bytes of parsed nodes that are kept.
 const NODE_CACHE: u64 = 4 << 20;
-const INDEX_CACHE: u64 = 8 << 20;
-/// A hundred thousand rows.
-const LARGE_INDEX: u64 = 2 << 20;
 const DAMAGE_CACHE: u64 = 64 << 10;
 
 fn probe(device: &dyn BlockDevice) -> Result<bool> {
@@ -117,11 +113,9 @@ struct Udf {
     notes: Vec<String>,
     iso: Option<Arc<dyn FileSystem>>,
     nodes: Cache<u64, Arc<Node>>,
-    /// By node.
-    indexes: Cache<u64, Arc<Index>>,
+    names: NameIndexes,
     /// Damage met in a directory, by node.
     damaged: Cache<u64, Error>,
-    hasher: RandomState,
 }
 
 /// A node, parsed.
@@ -171,9 +165,8 @@ impl Udf {
             notes,
             iso: None,
             nodes: Cache::new(NODE_CACHE),
-            indexes: Cache::for_heavy(INDEX_CACHE, LARGE_INDEX),
+            names: NameIndexes::new(),
             damaged: Cache::new(DAMAGE_CACHE),
-            hasher: RandomState::new(),
         })
     }
 

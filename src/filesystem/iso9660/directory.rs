@@ -1,4 +1,4 @@
-//! Directories: a stream of rows from one extent, and the index that makes look-ups fast.
+//! Directories: a stream of rows from one extent.
 //!
 //! ```text
 //!   |[.][..][A.;1][B.;1].......0000|[C.;1][D.;1 goes on][D.;1]....0000|
@@ -8,7 +8,6 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::hash::BuildHasher;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -21,13 +20,12 @@ use super::{BAD_SELF, Iso, NAME, NameSpace};
 use crate::bytes::Record;
 use crate::device::check_range;
 use crate::error::{Error, Result};
+use crate::filesystem::names::MAX_INDEX;
 use crate::filesystem::{Kind, NodeId};
 use crate::text::utf16_to_bytes;
 
 /// Read at once; the sector cache below keeps reads up to this length.
 const CHUNK: u64 = 32 << 10;
-/// A directory with more rows than this is searched row by row: its index would take 32 MB.
-const MAX_INDEX: usize = 2_000_000;
 
 /// An open directory.
 #[derive(Debug, Clone, Copy)]
@@ -54,18 +52,8 @@ pub(super) struct Row {
 /// The records of the directories in a directory.
 pub(super) struct Children {
     records: HashMap<NodeId, u64>,
-    /// As of [`Index`].
+    /// The directory is readable in part.
     damage: Option<Error>,
-}
-
-/// Where the names of a big directory are.
-pub(super) struct Index {
-    /// (hash of the name, cursor of its row), sorted.
-    rows: Vec<(u64, u64)>,
-    /// The directory is readable in part: a name that is not found may stand in the rest.
-    damage: Option<Error>,
-    /// Not all rows are in the index.
-    is_partial: bool,
 }
 
 impl Iso {
@@ -156,48 +144,9 @@ impl Iso {
 
     /// The node of a name.
     pub(super) fn find(&self, directory: Directory, name: &[u8]) -> Result<Option<NodeId>> {
-        let index = self.indexes.get_or_make(&directory.at, || {
-            let index = self.index(directory)?;
-            let weight = index.rows.capacity().saturating_mul(16).saturating_add(128) as u64;
-            Ok::<_, Error>((Arc::new(index), weight))
-        })?;
-        let hash = self.hasher.hash_one(name);
-        let first = index.rows.partition_point(|(h, _)| *h < hash);
-        let candidates = index.rows.get(first..).unwrap_or_default();
-        for (_, cursor) in candidates.iter().take_while(|(h, _)| *h == hash) {
-            let mut found = None;
-            self.scan(directory, *cursor, &mut |row| {
-                found = (row.name == name).then_some(row.node);
-                ControlFlow::Break(())
-            })?;
-            if found.is_some() {
-                return Ok(found);
-            }
-        }
-        if index.is_partial {
-            let mut found = None;
-            self.scan(directory, 0, &mut |row| {
-                found = (row.name == name).then_some(row.node);
-                if found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            })?;
-            return Ok(found);
-        }
-        index.damage.clone().map_or(Ok(None), Err)
-    }
-
-    fn index(&self, directory: Directory) -> Result<Index> {
-        let mut rows = Vec::new();
-        let mut cursor = 0;
-        let mut is_partial = false;
-        let damage = self.scan(directory, 0, &mut |row| {
-            rows.push((self.hasher.hash_one(row.name.as_slice()), cursor));
-            cursor = row.next;
-            is_partial = rows.len() >= MAX_INDEX;
-            if is_partial { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
-        rows.sort_unstable();
-        rows.shrink_to_fit();
-        Ok(Index { rows, damage: damage.err(), is_partial })
+        self.names.find(directory.at, name, &|cursor, visit| {
+            self.scan(directory, cursor, &mut |row| visit(&row.name, row.node, row.next))
+        })
     }
 
     /// Byte of a directory's record in its parent; `None` where it is shown in another place.

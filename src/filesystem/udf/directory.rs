@@ -1,13 +1,11 @@
-//! Directories: a stream of file identifier descriptors (ECMA-167, 4/14.4), and the index of their names.
+//! Directories: a stream of file identifier descriptors (ECMA-167, 4/14.4).
 //!
 //! ```text
 //!   | tag | version | characteristics | name's length | ICB | length of .. | .. implementation use | name | to 4 |
 //!   one behind the other, across the borders of blocks; a row's cursor is the byte after its descriptor
 //! ```
 
-use std::hash::BuildHasher;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
 use super::icb::FileEntry;
 use super::partition::Address;
@@ -26,8 +24,6 @@ const FIRST_CHUNK: u64 = 1 << 10;
 const FIXED: usize = 38;
 /// More bytes than this are no directory: sixteen million names.
 const MAX_SIZE: u64 = 1 << 30;
-/// A directory with more rows than this is searched row by row: its index would take 32 MB.
-const MAX_INDEX: usize = 2_000_000;
 
 /// File characteristics, 4/14.4.3.
 mod characteristic {
@@ -43,16 +39,6 @@ pub(super) struct Row {
     pub(super) is_directory: bool,
     /// Byte within the directory after its descriptor.
     pub(super) next: u64,
-}
-
-/// Where the names of a directory are.
-pub(super) struct Index {
-    /// (hash of the name, cursor of its row), sorted.
-    rows: Vec<(u64, u64)>,
-    /// The directory is readable in part: a name that is not found may stand in the rest.
-    damage: Option<Error>,
-    /// Not all rows are in the index.
-    is_partial: bool,
 }
 
 /// Part of a directory's bytes, read ahead.
@@ -188,42 +174,10 @@ impl Udf {
         Ok(Some((len, Some(Row { icb: Address::parse(&record, 24)?, name, is_directory, next: 0 }))))
     }
 
-    /// The row of a name.
+    /// The node of a name.
     pub(super) fn find(&self, id: NodeId, entry: &FileEntry, name: &[u8]) -> Result<Option<NodeId>> {
-        let index = self.indexes.get_or_make(&id.0, || {
-            let index = self.index(id, entry);
-            let weight = index.rows.capacity().saturating_mul(16).saturating_add(128) as u64;
-            Ok::<_, Error>((Arc::new(index), weight))
-        })?;
-        let hash = self.hasher.hash_one(name);
-        let first = index.rows.partition_point(|(h, _)| *h < hash);
-        let candidates = index.rows.get(first..).unwrap_or_default().iter().take_while(|(h, _)| *h == hash);
-        // All rows are gone through where not all are in the index.
-        let everything = index.is_partial.then_some((0, 0));
-        for (cursor, is_alone) in candidates.map(|(_, cursor)| (*cursor, true)).chain(everything.map(|_| (0, false))) {
-            let mut found = None;
-            let scanned = self.scan(id, entry, cursor, &mut |row| {
-                found = (row.name == name).then(|| row.icb.node());
-                if is_alone || found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            });
-            if found.is_some() {
-                return Ok(found);
-            }
-            scanned?;
-        }
-        index.damage.clone().map_or(Ok(None), Err)
-    }
-
-    fn index(&self, id: NodeId, entry: &FileEntry) -> Index {
-        let (mut rows, mut cursor, mut is_partial) = (Vec::new(), 0, false);
-        let damage = self.scan(id, entry, 0, &mut |row| {
-            rows.push((self.hasher.hash_one(row.name.as_slice()), cursor));
-            cursor = row.next;
-            is_partial = rows.len() >= MAX_INDEX;
-            if is_partial { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
-        rows.sort_unstable();
-        rows.shrink_to_fit();
-        Index { rows, damage: damage.err(), is_partial }
+        self.names.find(id.0, name, &|cursor, visit| {
+            self.scan(id, entry, cursor, &mut |row| visit(&row.name, row.icb.node(), row.next))
+        })
     }
 }
