@@ -43,9 +43,7 @@ impl Fat {
                 self.table.set(&mut state.table, last, first)?;
             }
             last = first.saturating_add(len).saturating_sub(1);
-            for cluster in first..last {
-                self.table.set(&mut state.table, cluster, cluster.saturating_add(1))?;
-            }
+            self.table.link_to(&mut state.table, first, last)?;
         }
         if last != after {
             self.table.set(&mut state.table, last, END_MARK)?;

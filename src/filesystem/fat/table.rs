@@ -356,13 +356,35 @@ impl Table {
 
     /// Changes the number in an entry; the reserved bits of a FAT32 entry stay.
     pub fn set(&self, changes: &mut Changes, cluster: u32, number: u32) -> Result<()> {
-        let index = self.piece_of(cluster);
+        self.put(self.changed(changes, self.piece_of(cluster))?, cluster, number)
+    }
+
+    /// Has each cluster from `first` to before `last` lead to the next one.
+    pub fn link_to(&self, changes: &mut Changes, first: u32, last: u32) -> Result<()> {
+        let mut cluster = first;
+        while cluster < last {
+            let index = self.piece_of(cluster);
+            let changed = self.changed(changes, index)?;
+            while cluster < last && self.piece_of(cluster) == index {
+                let next = cluster.saturating_add(1);
+                self.put(changed, cluster, next)?;
+                cluster = next;
+            }
+        }
+        Ok(())
+    }
+
+    /// A piece that is about to be changed.
+    fn changed<'a>(&self, changes: &'a mut Changes, index: u64) -> Result<&'a mut Changed> {
         if !changes.pieces.contains_key(&index) {
             let bytes = self.piece(changes, index)?;
             changes.pieces.insert(index, Changed { bytes, sectors: 0 });
         }
-        let missing = Error::PastEnd { offset: self.entry_at(cluster), len: 4, size: self.device.size() };
-        let changed = changes.pieces.get_mut(&index).ok_or(Error::Invalid)?;
+        changes.pieces.get_mut(&index).ok_or(Error::Invalid)
+    }
+
+    fn put(&self, changed: &mut Changed, cluster: u32, number: u32) -> Result<()> {
+        let missing = || Error::PastEnd { offset: self.entry_at(cluster), len: 4, size: self.device.size() };
         let start = usize::try_from(self.entry_offset(cluster) % PIECE).map_err(|_| Error::Invalid)?;
         let bytes = Arc::make_mut(&mut changed.bytes).get_mut(start..);
         let width = match (self.geometry.width, bytes) {
@@ -383,7 +405,7 @@ impl Table {
                 [*a, *b, *c, *d] = (reserved | number & 0x0fff_ffff).to_le_bytes();
                 4
             }
-            _ => return Err(missing),
+            _ => return Err(missing()),
         };
         let sector = |at: usize| at.checked_div(self.sector_size()).and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
         for number in [sector(start), sector(start.saturating_add(width).saturating_sub(1))] {
@@ -466,17 +488,37 @@ impl Table {
     pub fn scan(&self, changes: &Changes, mut used: impl FnMut(u32)) -> Result<u32> {
         let mut free = 0u32;
         let end = self.geometry.cluster_count.saturating_add(2);
-        let mut kept: Option<(u64, Arc<Vec<u8>>)> = None;
-        for cluster in 2..end {
-            let wanted = self.piece_of(cluster);
-            if kept.as_ref().is_none_or(|(number, _)| *number != wanted) {
-                kept = Some((wanted, self.piece(changes, wanted)?));
-            }
-            match kept.as_ref().and_then(|(_, piece)| self.number(piece, cluster)) {
-                Some(0) => free = free.saturating_add(1),
-                _ => used(cluster),
+        let mut cluster = 2;
+        while cluster < end {
+            let index = self.piece_of(cluster);
+            let piece = self.piece(changes, index)?;
+            while cluster < end && self.piece_of(cluster) == index {
+                let zeros = self.zeros(&piece, cluster).min(end.saturating_sub(cluster));
+                free = free.saturating_add(zeros);
+                cluster = cluster.saturating_add(zeros);
+                if zeros == 0 {
+                    match self.number(&piece, cluster) {
+                        Some(0) => free = free.saturating_add(1),
+                        _ => used(cluster),
+                    }
+                    cluster = cluster.saturating_add(1);
+                }
             }
         }
         Ok(free)
+    }
+
+    /// How many entries from this one on are zero for sure: they are looked at together, where they are whole bytes.
+    fn zeros(&self, piece: &[u8], cluster: u32) -> u32 {
+        const TOGETHER: usize = 64;
+        let entries = match self.geometry.width {
+            Width::Fat12 => return 0,
+            Width::Fat16 => TOGETHER / 2,
+            Width::Fat32 => TOGETHER / 4,
+        };
+        let start = usize::try_from(self.entry_offset(cluster) % PIECE).unwrap_or(usize::MAX);
+        let blocks = piece.get(start..).unwrap_or_default().as_chunks::<TOGETHER>().0;
+        let empty = blocks.iter().take_while(|block| **block == [0; TOGETHER]).count();
+        u32::try_from(empty.saturating_mul(entries)).unwrap_or(0)
     }
 }
