@@ -163,8 +163,10 @@ impl Fat {
 
     /// Metadata as it stands now: the disk's bytes, with what was changed since laid over them.
     fn read_metadata(&self, state: &State, buf: &mut [u8], at: u64) -> Result<()> {
-        self.device.read_exact_at(buf, at)?;
-        state.overlay(buf, at, self.geometry.sector_size);
+        if !state.copy(buf, at, self.geometry.sector_size) {
+            self.device.read_exact_at(buf, at)?;
+            state.overlay(buf, at, self.geometry.sector_size);
+        }
         Ok(())
     }
 

@@ -78,6 +78,14 @@ impl State {
         self.free.as_ref().map(|map| map.free().saturating_add(freed))
     }
 
+    /// Bytes at `at`, when they are all of one changed sector.
+    pub fn copy(&self, buf: &mut [u8], at: u64, sector_size: u32) -> bool {
+        let within = at.checked_rem(u64::from(sector_size)).unwrap_or(0);
+        let sector = self.sectors.get(&at.saturating_sub(within));
+        let from = usize::try_from(within).ok().and_then(|within| sector?.get(within..)?.get(..buf.len()));
+        from.map(|from| buf.copy_from_slice(from)).is_some()
+    }
+
     /// Lays changed sectors over bytes that were read at `at`.
     pub fn overlay(&self, buf: &mut [u8], at: u64, sector_size: u32) {
         let unit = u64::from(sector_size);
