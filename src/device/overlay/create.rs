@@ -147,7 +147,9 @@ pub(super) fn write_new(store: &dyn Store, size: u64, named: Option<Named<'_>>) 
     for number in 0..blocks {
         let start = number.saturating_mul(geometry.counts());
         let used = total.saturating_sub(start).min(geometry.counts());
-        let counts = [0, 1].repeat(usize::try_from(used).map_err(|_| Error::Invalid)?);
+        let mut counts = [0, 1].repeat(usize::try_from(used).map_err(|_| Error::Invalid)?);
+        // All of it: a host with smaller blocks than that must not be found full when the rest is written.
+        counts.resize(geometry.cluster_len(), 0);
         let at = geometry.start(first_block.saturating_add(number));
         store.write_at(&counts, at).map_err(io)?;
         store.write_at(&at.to_be_bytes(), cluster.saturating_add(number.saturating_mul(ENTRY))).map_err(io)?;
