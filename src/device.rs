@@ -63,11 +63,21 @@ pub trait BlockDevice: Send + Sync {
     }
 }
 
+/// What is called, once, when a write is as good as done: every reader gets its bytes from then on, a flush waits for
+/// them, and they cannot find the device full. The write then ends with `Ok`; should its bytes be lost all the same,
+/// reading them is an error, and so is every flush. Not called where that cannot be said before the end.
+pub type Kept<'a> = &'a mut dyn FnMut();
+
 /// The write side of a device. What was written is read back at once, by every thread; it survives
 /// a crash from the next [`BlockWrite::flush`] on.
 pub trait BlockWrite: Send + Sync {
     /// Writes all of `buf` at `offset`. Past the end is [`Error::PastEnd`]; nothing grows.
     fn write_all_at(&self, buf: &[u8], offset: u64) -> Result<()>;
+
+    /// The same, for a caller who can tell somebody early that it is done.
+    fn write_early_at(&self, buf: &[u8], offset: u64, _kept: Kept<'_>) -> Result<()> {
+        self.write_all_at(buf, offset)
+    }
 
     /// Sees to it that a later write of these bytes does not fail for want of space; reading them
     /// gives what it gave before. Nothing to do where all bytes have their place.

@@ -17,7 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::bytes::Evidence;
 use crate::check::Check;
-use crate::device::{BlockDevice, Device, Extent, HostSpan};
+use crate::device::{BlockDevice, Device, Extent, HostSpan, Kept};
 use crate::error::{Error, Result};
 
 /// One object for as long as it is mounted; the number alone finds it again (an inode number, a
@@ -321,7 +321,12 @@ pub trait FileSystemWrite: Send + Sync {
     fn create(&self, dir: NodeId, name: &[u8], new: NewNode) -> Result<NodeId>;
 
     /// Writes all of `buf` at `offset`; a gap behind the old end becomes zeros.
-    fn write(&self, file: NodeId, buf: &[u8], offset: u64, now: Timestamp) -> Result<()>;
+    fn write(&self, file: NodeId, buf: &[u8], offset: u64, now: Timestamp) -> Result<()> {
+        self.write_early(file, buf, offset, now, &mut || ())
+    }
+
+    /// The same, for a caller who can tell somebody early that it is done: see [`Kept`].
+    fn write_early(&self, file: NodeId, buf: &[u8], offset: u64, now: Timestamp, kept: Kept<'_>) -> Result<()>;
 
     /// Changes what is `Some`.
     fn set_attributes(&self, node: NodeId, changes: &Changes) -> Result<()>;

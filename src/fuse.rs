@@ -643,16 +643,27 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        // A request is bounded by the 16 MiB of fuser's buffer.
+        let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let stable = writing::stable(flags);
+        let may_answer_early = !stable && !self.has_others(ino);
+        let mut reply = Some(reply);
+        let mut answer = || {
+            if may_answer_early && let Some(reply) = reply.take() {
+                reply.written(len);
+            }
+        };
         let written = self.change("write", ino, |writer, node| {
-            writer.write(node, data, offset, Timestamp::now())?;
+            writer.write_early(node, data, offset, Timestamp::now(), &mut answer)?;
             // Past its own pages the kernel leaves that to us.
-            if writing::stable(flags) { writer.flush() } else { Ok(()) }
+            if stable { writer.flush() } else { Ok(()) }
         });
         self.forget_first_spelling(ino);
-        match written {
-            // A request is bounded by the 16 MiB of fuser's buffer.
-            Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
-            Err(errno) => reply.error(errno),
+        match (reply, written) {
+            (Some(reply), Ok(())) => reply.written(len),
+            (Some(reply), Err(errno)) => reply.error(errno),
+            // What happened after the answer was logged.
+            (None, _) => {}
         }
     }
 

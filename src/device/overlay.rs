@@ -23,9 +23,10 @@
 //! whatever part of a step a crash leaves undone, the file is consistent but for clusters that are
 //! counted and not used, and those are given back at the next opening.
 //!
-//! **Writing behind.** A new cluster's bytes, when there are many and the host has set room aside for them, are in
-//! memory first and brought to the file by a thread ([`behind`](mod@behind)). That is below all of the above: what reads the file
-//! finds them, and a sync begins once they are in it. What was not synced yet does not outlive this process then.
+//! **Early answers.** Whoever waits for many bytes, for which the host has set room aside, is told that they are written
+//! once all that leads to them is known, in memory, and only then are they brought to the file ([`early`](mod@early)).
+//! That is below all of the above: who reads the file waits for them, and a sync begins once they are in it. What was
+//! not synced yet does not outlive this process then.
 //!
 //! **Threads.** Tables are behind one lock that is never held across I/O. Clusters of the file
 //! never move, so a reader may look up, let go, and read. A writer to clusters that the overlay
@@ -36,11 +37,11 @@
 //! entries, external data files, encryption. The host's lock on the file (`flock`) keeps a second
 //! imgfs out; qemu uses another kind of lock and does not see it.
 
-pub mod behind;
 mod binding;
 mod check;
 mod commit;
 mod create;
+pub mod early;
 mod geometry;
 mod header;
 mod learn;
@@ -56,9 +57,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use self::behind::{Behind, LEAST};
 use self::create::{Named, qemu_format, recorded_name, reference, sync_folder, write_new};
 pub use self::create::{rename_new, temporary_name};
+use self::early::{Early, LEAST};
 use self::geometry::{ENTRY, Geometry, from_bytes};
 use self::header::{AUTOCLEAR_FIELD, Header, OVERLAY, TablePlace};
 use self::refcounts::Refcounts;
@@ -161,7 +162,7 @@ impl Overlay {
             drop(std::fs::remove_file(&temporary));
             return Err(error);
         }
-        Self::start(path, behind(store), base, options)
+        Self::start(path, early(store), base, options)
     }
 
     /// Makes an overlay in a file that is there and empty: one that was made by a process with more
@@ -172,7 +173,7 @@ impl Overlay {
         if store.size().map_err(io)? > 0 {
             return Err(io(ErrorKind::AlreadyExists.into()));
         }
-        let made = Self::create_in(behind(store), path, base, options);
+        let made = Self::create_in(early(store), path, base, options);
         match &made {
             Ok(_) => sync_folder(path)?,
             Err(_) => drop(HostStore::open(path).map(|store| store.set_size(0))),
@@ -212,13 +213,13 @@ impl Overlay {
                 path.display()
             );
         }
-        Self::start(path, behind(store), base, options)
+        Self::start(path, early(store), base, options)
     }
 
     /// An overlay that is gone when it is dropped: in a nameless file in `folder`, or in memory.
     pub fn temporary(folder: Option<&Path>, base: &Device, options: &Options) -> Result<Self> {
         let store: Box<dyn Store> = match folder {
-            Some(folder) => behind(HostStore::unnamed(folder)?),
+            Some(folder) => early(HostStore::unnamed(folder)?),
             None => Box::new(store::MemoryStore::default()),
         };
         Self::without_name(store, base, options)
@@ -648,8 +649,8 @@ impl Drop for Overlay {
 }
 
 /// A file of the host as the overlay's own, where a writer need not wait for each large write.
-fn behind(store: HostStore) -> Box<dyn Store> {
-    Box::new(Behind::new(Box::new(store), LEAST))
+fn early(store: HostStore) -> Box<dyn Store> {
+    Box::new(Early::new(Box::new(store), LEAST))
 }
 
 /// The exact size of the disk: as bound, or the base's own where the header's is that, rounded.

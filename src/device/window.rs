@@ -1,6 +1,6 @@
 //! A part of another device: a partition, `IMAGE@@OFFSET`, a boot image inside a disc.
 
-use super::{BlockDevice, BlockWrite, Device, Extent, HostSpan, check_range};
+use super::{BlockDevice, BlockWrite, Device, Extent, HostSpan, Kept, check_range};
 use crate::error::{Error, Result};
 
 /// `len` bytes of a device, from `start`.
@@ -70,6 +70,11 @@ impl BlockWrite for Window {
     fn write_all_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         let place = self.place(buf.len(), offset)?;
         self.below.writer().ok_or(Error::ReadOnly)?.write_all_at(buf, place)
+    }
+
+    fn write_early_at(&self, buf: &[u8], offset: u64, kept: Kept<'_>) -> Result<()> {
+        let place = self.place(buf.len(), offset)?;
+        self.below.writer().ok_or(Error::ReadOnly)?.write_early_at(buf, place, kept)
     }
 
     fn reserve(&self, offset: u64, len: u64) -> Result<()> {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::{Escaped, Flat, Forest, NakedDisk, Planted, Synthetic, Target, Writers, grafted};
 use crate::cache::lock;
-use crate::device::Extent;
+use crate::device::{Extent, Kept};
 use crate::error::{Error, Result};
 use crate::filesystem::{
     Attributes, Changes, EntrySink, FileSystem, FileSystemWrite, Kind, Legacy, NewNode, NodeId, Summary, Timestamp,
@@ -161,9 +161,9 @@ impl Planted {
 
 impl Flat {
     /// A disk does not grow: past its end there is no space, as on a block device.
-    fn write(&self, buf: &[u8], offset: u64) -> Result<()> {
+    fn write(&self, buf: &[u8], offset: u64, kept: Kept<'_>) -> Result<()> {
         let writer = self.device.writer().ok_or(Error::ReadOnly)?;
-        match writer.write_all_at(buf, offset) {
+        match writer.write_early_at(buf, offset, kept) {
             Err(Error::PastEnd { .. }) => Err(Error::NoSpace),
             written => written,
         }
@@ -291,14 +291,25 @@ impl FileSystemWrite for Forest {
         self.change(dir, |writer, own, number| Ok(grafted(number, writer.create(own, &name, new)?)))
     }
 
-    fn write(&self, file: NodeId, buf: &[u8], offset: u64, now: Timestamp) -> Result<()> {
+    fn write_early(&self, file: NodeId, buf: &[u8], offset: u64, now: Timestamp, kept: Kept<'_>) -> Result<()> {
         if let Target::Synthetic(Synthetic::Flat(flat)) = self.target(file)? {
-            let written = flat.write(buf, offset);
+            let overwritten =
+                || self.overlapping(&flat.range).for_each(|planted| planted.overwritten.store(true, Ordering::Release));
+            let written = flat.write(buf, offset, &mut || {
+                overwritten();
+                kept();
+            });
             // Also what failed may have changed a part.
-            self.overlapping(&flat.range).for_each(|planted| planted.overwritten.store(true, Ordering::Release));
+            overwritten();
             return written;
         }
-        self.change(file, |writer, own, _| writer.write(own, buf, offset, now))
+        self.change(file, |writer, own, number| {
+            let planted = self.planted(number)?;
+            writer.write_early(own, buf, offset, now, &mut || {
+                planted.unsettled.store(true, Ordering::Release);
+                kept();
+            })
+        })
     }
 
     fn set_attributes(&self, node: NodeId, changes: &Changes) -> Result<()> {
@@ -411,8 +422,8 @@ impl FileSystemWrite for Escaped {
         self.inner()?.create(dir, &self.stored(dir, name)?, new)
     }
 
-    fn write(&self, file: NodeId, buf: &[u8], offset: u64, now: Timestamp) -> Result<()> {
-        self.inner()?.write(file, buf, offset, now)
+    fn write_early(&self, file: NodeId, buf: &[u8], offset: u64, now: Timestamp, kept: Kept<'_>) -> Result<()> {
+        self.inner()?.write_early(file, buf, offset, now, kept)
     }
 
     fn set_attributes(&self, node: NodeId, changes: &Changes) -> Result<()> {
@@ -466,8 +477,8 @@ impl FileSystemWrite for NakedDisk {
         Err(Error::NotDirectory)
     }
 
-    fn write(&self, _file: NodeId, buf: &[u8], offset: u64, _now: Timestamp) -> Result<()> {
-        self.flat.write(buf, offset)
+    fn write_early(&self, _file: NodeId, buf: &[u8], offset: u64, _now: Timestamp, kept: Kept<'_>) -> Result<()> {
+        self.flat.write(buf, offset, kept)
     }
 
     fn set_attributes(&self, _node: NodeId, changes: &Changes) -> Result<()> {
@@ -570,7 +581,7 @@ mod tests {
         fn create(&self, _: NodeId, _: &[u8], _: NewNode) -> Result<NodeId> {
             Ok(NodeId(2))
         }
-        fn write(&self, _: NodeId, _: &[u8], _: u64, _: Timestamp) -> Result<()> {
+        fn write_early(&self, _: NodeId, _: &[u8], _: u64, _: Timestamp, _: Kept<'_>) -> Result<()> {
             Ok(())
         }
         fn set_attributes(&self, _: NodeId, _: &Changes) -> Result<()> {

@@ -184,6 +184,11 @@ impl Adapter {
         }
     }
 
+    /// Whether others may have pages of a node's bytes, which a change has to void before it is answered.
+    pub(super) fn has_others(&self, ino: INodeNo) -> bool {
+        ino.0 & OTHER_SPELLING != 0 || self.flat.count.load(Ordering::Acquire) > 0
+    }
+
     /// After a change by way of another spelling: the kernel's pages under the entry's own are void.
     /// Done at once, as whoever changed it may look there next; those pages are other threads' matter.
     pub(super) fn forget_first_spelling(&self, ino: INodeNo) {

@@ -124,6 +124,11 @@ impl Refcounts {
         (self.backed, self.max_clusters)
     }
 
+    /// Clusters that have room and were not given out, as far as they are at the end of the file.
+    pub fn left(&self) -> u64 {
+        self.backed.saturating_sub(self.cursor)
+    }
+
     /// The host has set room aside for this many clusters.
     pub fn back(&mut self, clusters: u64) {
         self.backed = self.backed.max(clusters);
@@ -219,13 +224,15 @@ impl Refcounts {
                     let first = self.cursor.saturating_add(free as u64);
                     let room = want.min(end.saturating_sub(first));
                     let lengths = counts.iter().skip(from.saturating_add(free)).zip(0..room);
-                    let count = lengths.take_while(|(count, _)| **count == 0).count() as u64;
+                    let count = lengths.take_while(|(count, _)| **count == 0).count();
                     if count == 0 {
                         return Err(Error::NoSpace);
                     }
-                    let next = first.saturating_add(count);
-                    (first..next).for_each(|cluster| self.set(cluster, 1));
-                    self.cursor = next;
+                    counts.iter_mut().skip(from.saturating_add(free)).take(count).for_each(|count| *count = 1);
+                    let count = count as u64;
+                    self.used = self.used.saturating_add(count);
+                    self.dirty.insert(index);
+                    self.cursor = first.saturating_add(count);
                     return Ok(Clusters { first, count });
                 }
             }

@@ -11,7 +11,7 @@ use std::sync::{PoisonError, RwLock};
 
 use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags};
 
-use crate::device::{BlockDevice, check_range};
+use crate::device::{BlockDevice, Kept, check_range};
 use crate::error::{Error, Result};
 
 /// A file that grows: positional, from many threads.
@@ -22,6 +22,10 @@ pub trait Store: Send + Sync {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
     /// Writes all of `buf`; the file grows when that is past its end.
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+    /// The same, for a caller who can tell somebody early that it is done.
+    fn write_early_at(&self, buf: &[u8], offset: u64, _kept: Kept<'_>) -> io::Result<()> {
+        self.write_at(buf, offset)
+    }
     /// Cuts the file, or lets it grow by a hole.
     fn set_size(&self, size: u64) -> io::Result<()>;
     /// Takes room for a later write of these bytes, when the host can do that; changes none of them,

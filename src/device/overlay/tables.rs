@@ -157,7 +157,9 @@ impl Tables {
         let size = self.geometry.cluster_size();
         let within = self.geometry.within(offset);
         let mut run = size;
-        for entry in rest {
+        // What follows in the next table, when that is in memory, follows here.
+        let next = self.entries_of(index.saturating_add(1));
+        for entry in rest.iter().chain(next) {
             let follows = match spot {
                 Spot::Base => *entry == 0,
                 Spot::Zero { ready: None } => *entry == ZERO,
@@ -174,6 +176,16 @@ impl Tables {
             other => other,
         };
         Ok(Look::Found(Found { spot, len: run.saturating_sub(within) }))
+    }
+
+    /// The entries of one L2 table: as if it were empty where there is none, and none at all while it is not in memory.
+    fn entries_of(&self, index: usize) -> impl Iterator<Item = &u64> {
+        let (kept, vacant) = match self.table_at(index) {
+            Ok(0) => (None, usize::try_from(self.geometry.entries()).unwrap_or(0)),
+            Ok(_) => (self.l2.get(&index), 0),
+            Err(_) => (None, 0),
+        };
+        kept.into_iter().flat_map(|table| &table.entries).chain(std::iter::repeat_n(&0, vacant))
     }
 
     /// Takes a table that was read; `false` when it may be out of date and must be read again.
@@ -241,24 +253,30 @@ impl Tables {
     }
 
     /// Makes `count` clusters of the disk, from `first`, lead to the file's from `target`, or to
-    /// zeros. They are all in one table.
+    /// zeros: all of them, or none.
     pub fn publish(&mut self, first: u64, count: u64, target: Option<u64>) -> Result<Look<()>> {
-        let index = self.geometry.l1_index(first);
-        let at = self.table_at(index)?;
-        let Some(table) = self.l2.get_mut(&index) else {
-            return Ok(Look::Missing(Missing { index, at, epoch: self.epoch }));
-        };
-        let from = self.geometry.l2_index(first);
-        let entries = table.entries.iter_mut().skip(from).zip(0..count);
-        for (entry, number) in entries {
-            *entry = match target {
-                Some(target) => COPIED | self.geometry.start(target.saturating_add(number)),
-                None => ZERO,
-            };
+        let last = first.saturating_add(count).saturating_sub(1);
+        let (first_index, last_index) = (self.geometry.l1_index(first), self.geometry.l1_index(last));
+        for index in first_index..=last_index {
+            if !self.l2.contains_key(&index) {
+                return Ok(Look::Missing(Missing { index, at: self.table_at(index)?, epoch: self.epoch }));
+            }
         }
-        if !table.dirty {
-            table.dirty = true;
-            self.dirty_count = self.dirty_count.saturating_add(1);
+        let (mut from, mut numbers) = (self.geometry.l2_index(first), 0..count);
+        for index in first_index..=last_index {
+            let table = self.l2.get_mut(&index).ok_or(Error::Invalid)?;
+            // The number is taken last: none is lost at the end of a table.
+            for (entry, number) in table.entries.iter_mut().skip(from).zip(numbers.by_ref()) {
+                *entry = match target {
+                    Some(target) => COPIED | self.geometry.start(target.saturating_add(number)),
+                    None => ZERO,
+                };
+            }
+            if !table.dirty {
+                table.dirty = true;
+                self.dirty_count = self.dirty_count.saturating_add(1);
+            }
+            from = 0;
         }
         Ok(Look::Found(()))
     }

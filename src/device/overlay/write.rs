@@ -10,7 +10,7 @@ use super::store::host;
 use super::tables::{Spot, TableWrites};
 use super::{Overlay, read_guard, write_guard};
 use crate::cache::lock;
-use crate::device::{BlockWrite, check_range};
+use crate::device::{BlockWrite, Kept, check_range};
 use crate::error::{Error, Result};
 
 /// New clusters are written in groups of at most this many bytes.
@@ -96,10 +96,13 @@ impl New<'_> {
 }
 
 impl BlockWrite for Overlay {
-    fn write_all_at(&self, mut buf: &[u8], mut offset: u64) -> Result<()> {
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.write_early_at(buf, offset, &mut || ())
+    }
+
+    fn write_early_at(&self, mut buf: &[u8], mut offset: u64, kept: Kept<'_>) -> Result<()> {
         check_range(buf.len(), offset, self.size)?;
         self.check_writable()?;
-        let mut made_new = false;
         while !buf.is_empty() {
             let found = self.find(offset, buf.len() as u64)?;
             let len = usize::try_from(found.len).unwrap_or(usize::MAX).min(buf.len());
@@ -107,6 +110,12 @@ impl BlockWrite for Overlay {
             let written = match found.spot {
                 Spot::Data { at, shared: false } => {
                     self.check_inside(at, len)?;
+                    if len == buf.len() {
+                        return self.write_own_early(now, at, &mut || {
+                            kept();
+                            Ok(())
+                        });
+                    }
                     self.write_own(now, at)?;
                     len as u64
                 }
@@ -114,15 +123,16 @@ impl BlockWrite for Overlay {
                     return Err(Error::corrupt(super::OVERLAY, "L2 entry (COPIED flag)", at));
                 }
                 Spot::Base | Spot::Zero { .. } => {
-                    made_new = true;
-                    self.write_new(New::Bytes(now), offset)?
+                    let is_last = len == buf.len();
+                    self.write_new(New::Bytes(now), offset, &mut || {
+                        if is_last {
+                            kept();
+                        }
+                    })?
                 }
             };
             buf = buf.get(usize::try_from(written).unwrap_or(usize::MAX)..).unwrap_or_default();
             offset = offset.saturating_add(written);
-        }
-        if made_new && read_guard(&self.tables).is_crowded() {
-            self.flush()?;
         }
         Ok(())
     }
@@ -136,7 +146,7 @@ impl BlockWrite for Overlay {
             let found = self.find(offset, end.saturating_sub(offset))?;
             let taken = match found.spot {
                 Spot::Data { .. } | Spot::Zero { ready: Some(_) } => found.len,
-                _ => self.write_new(New::Present(end.saturating_sub(offset)), offset)?,
+                _ => self.write_new(New::Present(end.saturating_sub(offset)), offset, &mut || ())?,
             };
             offset = offset.saturating_add(taken);
         }
@@ -182,18 +192,41 @@ impl Overlay {
         // Only now: a sync that began before this write ended does not cover it.
         self.unsynced.store(true, Ordering::Release);
         result?;
-        self.file_end.fetch_max(at.saturating_add(part.len() as u64), Ordering::AcqRel);
+        self.reach(part, at);
         Ok(())
     }
 
+    /// The same; once the bytes are as good as written, `show` has readers find them. Before it ends that has happened,
+    /// or it fails.
+    fn write_own_early(&self, part: &[u8], at: u64, show: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        let mut shown = None;
+        let result = self.store.write_early_at(part, at, &mut || {
+            // A sync from here on waits for it.
+            self.unsynced.store(true, Ordering::Release);
+            self.reach(part, at);
+            shown = Some(show());
+        });
+        self.unsynced.store(true, Ordering::Release);
+        result.map_err(|error| host(&self.name, error))?;
+        self.reach(part, at);
+        shown.unwrap_or_else(show)
+    }
+
+    /// The file reaches to the end of what was written.
+    fn reach(&self, part: &[u8], at: u64) {
+        self.file_end.fetch_max(at.saturating_add(part.len() as u64), Ordering::AcqRel);
+    }
+
     /// Writes to clusters that the overlay lacked a moment ago, and says how many bytes it took:
-    /// none when another thread was first.
-    fn write_new(&self, new: New<'_>, offset: u64) -> Result<u64> {
+    /// none when another thread was first. `kept` is called when it takes all.
+    fn write_new(&self, new: New<'_>, offset: u64, kept: Kept<'_>) -> Result<u64> {
+        if read_guard(&self.tables).is_crowded() {
+            self.flush()?;
+        }
         let geometry = self.geometry;
         let first = geometry.cluster(offset);
         let end = offset.saturating_add(new.len());
-        // A group is published in one L2 table.
-        let most = geometry.cluster(MAX_GROUP).max(1).min(geometry.left_in_table(first));
+        let most = geometry.cluster(MAX_GROUP).max(1);
         let last = geometry.cluster(end.saturating_sub(1)).saturating_add(1);
         let claim = self.claims.take(first, last.min(first.saturating_add(most)));
         let end = end.min(geometry.start(claim.end));
@@ -215,23 +248,33 @@ impl Overlay {
                 return Ok(len);
             }
             if let Some(count) = self.whole_clusters(offset, end) {
-                self.make_table(first)?;
+                self.make_tables(first, count)?;
                 self.with_tables(|| write_guard(&self.tables).publish(first, count, None))?;
                 return Ok(len);
             }
         }
         let target = self.place_new(first, geometry.clusters(end).saturating_sub(first), found.spot)?;
         let end = end.min(geometry.start(first.saturating_add(target.clusters.count)));
-        if let Err(error) = self.write_group(part(end)?, offset, found.spot, target.clusters) {
-            if target.allocated {
+        let taken = end.saturating_sub(offset);
+        let Clusters { first: own, count } = target.clusters;
+        let mut shown = false;
+        let written = self.write_group(part(end)?, offset, found.spot, target.clusters, &mut || {
+            self.with_tables(|| write_guard(&self.tables).publish(first, count, Some(own)))?;
+            shown = true;
+            if taken == new.len() {
+                kept();
+            }
+            Ok(())
+        });
+        if let Err(error) = written {
+            if target.allocated && !shown {
                 write_guard(&self.tables).give_back(target.clusters);
             }
             return Err(error);
         }
-        let Clusters { first: own, count } = target.clusters;
-        self.with_tables(|| write_guard(&self.tables).publish(first, count, Some(own)))?;
         self.counters.new_clusters.fetch_add(count, Ordering::Relaxed);
-        Ok(end.saturating_sub(offset))
+        self.back_ahead();
+        Ok(taken)
     }
 
     /// How many clusters the bytes are, when they are whole ones. The last one ends with the disk.
@@ -241,7 +284,17 @@ impl Overlay {
         whole.then(|| geometry.clusters(end).saturating_sub(geometry.cluster(offset)))
     }
 
-    /// Sees to it that there is an L2 table for the cluster, and room for it in the host's file system.
+    /// Sees to it that there are L2 tables for the clusters, and room for them in the host's file system.
+    fn make_tables(&self, first: u64, count: u64) -> Result<()> {
+        let end = first.saturating_add(count);
+        let mut cluster = first;
+        while cluster < end {
+            self.make_table(cluster)?;
+            cluster = cluster.saturating_add(self.geometry.left_in_table(cluster));
+        }
+        Ok(())
+    }
+
     fn make_table(&self, cluster: u64) -> Result<()> {
         let vacant = read_guard(&self.tables).vacant_l1(cluster);
         if let Some(at) = vacant {
@@ -274,23 +327,45 @@ impl Overlay {
         if backed > seen {
             return Ok(true);
         }
-        let at = self.geometry.start(backed);
-        let mut count =
-            self.geometry.cluster((at / 2).clamp(LEAST_AHEAD, MOST_AHEAD)).max(1).min(most.saturating_sub(backed));
+        let mut count = self.ahead(backed).min(most.saturating_sub(backed));
         while count > 0 {
-            let more = Clusters { first: backed, count };
-            let (entries, entries_len) = read_guard(&self.tables).refcounts.entries_of(more);
-            let room = self.store.reserve(at, self.geometry.start(count));
-            match room.and_then(|_| self.store.reserve(entries, entries_len)).map_err(|error| host(&self.name, error)) {
-                Ok(_) => {
-                    write_guard(&self.tables).refcounts.back(backed.saturating_add(count));
-                    return Ok(true);
-                }
+            match self.back(Clusters { first: backed, count }) {
                 Err(Error::NoSpace) => count /= 2,
-                Err(error) => return Err(error),
+                backed => return backed.map(|()| true),
             }
         }
         Ok(false)
+    }
+
+    /// How many clusters of room are taken at a time, when there is room for so many already.
+    fn ahead(&self, backed: u64) -> u64 {
+        let bytes = self.geometry.start(backed) / 2;
+        self.geometry.cluster(bytes.clamp(LEAST_AHEAD, MOST_AHEAD)).max(1)
+    }
+
+    /// Takes room for the clusters behind those that have some.
+    fn back(&self, more: Clusters) -> Result<()> {
+        let (entries, entries_len) = read_guard(&self.tables).refcounts.entries_of(more);
+        let room = self.store.reserve(self.geometry.start(more.first), self.geometry.start(more.count));
+        room.and_then(|_| self.store.reserve(entries, entries_len)).map_err(|error| host(&self.name, error))?;
+        write_guard(&self.tables).refcounts.back(more.first.saturating_add(more.count));
+        Ok(())
+    }
+
+    /// Takes room before it is needed, by one whose own writer has his answer.
+    fn back_ahead(&self) {
+        let (backed, most) = read_guard(&self.tables).refcounts.bounds();
+        let count = self.ahead(backed);
+        if backed >= most || read_guard(&self.tables).refcounts.left() >= count / 2 {
+            return;
+        }
+        let _one = lock(&self.backing);
+        if read_guard(&self.tables).refcounts.bounds().0 == backed
+            && let Err(error) = self.back(Clusters { first: backed, count: count.min(most.saturating_sub(backed)) })
+        {
+            // Whoever needs it will be told.
+            log::debug!("{}: no room ahead: {error}", self.name);
+        }
     }
 
     /// Finds clusters of the file for up to `count` of the disk.
@@ -299,13 +374,21 @@ impl Overlay {
             let clusters = Clusters { first: self.geometry.cluster(at), count: 1 };
             return Ok(Target { clusters, allocated: false });
         }
-        self.make_table(first)?;
+        self.make_tables(first, count)?;
         let clusters = self.with_room(|| write_guard(&self.tables).refcounts.allocate(count))?;
         Ok(Target { clusters, allocated: true })
     }
 
-    /// Writes a group of whole clusters: `now` where it goes, around it what is there already.
-    fn write_group(&self, now: &[u8], offset: u64, spot: Spot, clusters: Clusters) -> Result<()> {
+    /// Writes a group of whole clusters: `now` where it goes, around it what is there already. `show` has readers find
+    /// them.
+    fn write_group(
+        &self,
+        now: &[u8],
+        offset: u64,
+        spot: Spot,
+        clusters: Clusters,
+        show: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
         let geometry = self.geometry;
         let (at, size) = (geometry.start(clusters.first), geometry.cluster_len());
         let before = usize::try_from(geometry.within(offset)).map_err(|_| Error::Invalid)?;
@@ -314,24 +397,24 @@ impl Overlay {
         let (whole, tail) = rest.split_at(rest.len().saturating_sub(odd));
         if whole.is_empty() {
             let count = usize::try_from(clusters.count).map_err(|_| Error::Invalid)?;
-            return self.write_filled(now, offset, spot, at, count.saturating_mul(size));
+            let group = self.filled(now, offset, spot, count.saturating_mul(size))?;
+            return self.write_own_early(&group, at, show);
         }
         // Of many clusters only the first and the last have something else in them: the others need no copy.
-        let (mut at, mut offset) = (at, offset);
-        for (part, filled) in [(head, true), (whole, false), (tail, true)] {
-            match filled {
-                _ if part.is_empty() => continue,
-                true => self.write_filled(part, offset, spot, at, size)?,
-                false => self.write_own(part, at)?,
-            }
-            at = at.saturating_add(part.len().next_multiple_of(size) as u64);
-            offset = offset.saturating_add(part.len() as u64);
+        let after = |part: &[u8], at: u64| at.saturating_add(part.len().next_multiple_of(size) as u64);
+        if !head.is_empty() {
+            self.write_own(&self.filled(head, offset, spot, size)?, at)?;
         }
-        Ok(())
+        let middle = after(head, at);
+        if !tail.is_empty() {
+            let behind = offset.saturating_add(now.len().saturating_sub(tail.len()) as u64);
+            self.write_own(&self.filled(tail, behind, spot, size)?, after(whole, middle))?;
+        }
+        self.write_own_early(whole, middle, show)
     }
 
-    /// Writes `len` bytes of the file, whole clusters: `now` where it goes, around it what is there already.
-    fn write_filled(&self, now: &[u8], offset: u64, spot: Spot, at: u64, len: usize) -> Result<()> {
+    /// `len` bytes, whole clusters: `now` where it goes, around it what is there already.
+    fn filled(&self, now: &[u8], offset: u64, spot: Spot, len: usize) -> Result<Vec<u8>> {
         let before = usize::try_from(self.geometry.within(offset)).map_err(|_| Error::Invalid)?;
         let mut group = vec![0; len];
         let written = before..before.saturating_add(now.len());
@@ -343,7 +426,7 @@ impl Overlay {
             self.read_below(tail, offset.saturating_add(now.len() as u64))?;
         }
         group.get_mut(written).ok_or(Error::Invalid)?.copy_from_slice(now);
-        self.write_own(&group, at)
+        Ok(group)
     }
 
     /// The base's bytes around a write; zeros past the end of the disk.

@@ -199,8 +199,8 @@ impl Fat {
         if let Some(at) = self.geometry.info_offset {
             writer.reserve(at, 512)?;
         }
+        // It is stable before any change of the volume's structures is: a commit begins with a flush.
         self.write_marks(state, writer, &marks, true)?;
-        writer.flush()?;
         state.marked = Some(marks);
         Ok(())
     }

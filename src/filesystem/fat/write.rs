@@ -1,7 +1,7 @@
 //! The write side: every change is made in memory, where all readers see it, and reaches the disk
 //! in the order that `commit` gives it. Contents alone are written at once.
 
-use std::sync::{PoisonError, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLockWriteGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::entry::{ARCHIVE, Entry, READ_ONLY};
@@ -11,6 +11,7 @@ use super::table::Chain;
 use super::time::Stamp;
 use super::{Fat, ROOT};
 use crate::cache::lock;
+use crate::device::Kept;
 use crate::error::{Error, Result};
 use crate::filesystem::{Changes, FileSystemWrite, Kind, Legacy, NewNode, NodeId, Timestamp};
 
@@ -22,6 +23,15 @@ const STEP: u64 = 32 << 20;
 const MAX_SIZE: u64 = u32::MAX as u64;
 /// The attribute bits that `user.fat.attributes` may change: read-only, hidden, system, archive.
 const SETTABLE: u8 = 0x27;
+
+/// A file that has grown.
+struct Grown {
+    chain: Arc<Chain>,
+    first: u32,
+    /// Bytes of the clusters that it had before.
+    held: u64,
+    before: Entry,
+}
 
 impl Fat {
     pub(super) fn exclusive(&self) -> RwLockWriteGuard<'_, State> {
@@ -54,13 +64,16 @@ impl Fat {
     }
 
     /// Writes within the chain.
-    pub(super) fn write_runs(&self, chain: &Chain, buf: &[u8], offset: u64) -> Result<()> {
+    pub(super) fn write_runs(&self, chain: &Chain, buf: &[u8], offset: u64, kept: Kept<'_>) -> Result<()> {
         let writer = self.device_writer()?;
         let (mut buf, mut offset) = (buf, offset);
         while !buf.is_empty() {
             let (at, run) = chain.place(offset).ok_or_else(|| chain.end_error())?;
             let count = usize::try_from(run).unwrap_or(usize::MAX).min(buf.len());
             let (now, later) = buf.split_at(count);
+            if later.is_empty() {
+                return writer.write_early_at(now, at, kept);
+            }
             writer.write_all_at(now, at)?;
             buf = later;
             offset = offset.saturating_add(count as u64);
@@ -87,7 +100,7 @@ impl Fat {
         let mut offset = offset;
         while offset < end {
             let count = usize::try_from(end.saturating_sub(offset)).unwrap_or(ZEROS).min(ZEROS);
-            self.write_runs(chain, zeros.get(..count).unwrap_or(&zeros), offset)?;
+            self.write_runs(chain, zeros.get(..count).unwrap_or(&zeros), offset, &mut || ())?;
             offset = offset.saturating_add(count as u64);
         }
         Ok(())
@@ -95,7 +108,7 @@ impl Fat {
 
     /// Overwrites what is there, beside all other readers and writers. `false` when the file must
     /// grow first.
-    fn write_in_place(&self, file: NodeId, buf: &[u8], offset: u64, now: Timestamp) -> Result<bool> {
+    fn write_in_place(&self, file: NodeId, buf: &[u8], offset: u64, now: Timestamp, kept: Kept<'_>) -> Result<bool> {
         let state = self.shared();
         let entry = self.file_entry(&state, file)?;
         let end = offset.checked_add(buf.len() as u64).filter(|&end| end <= MAX_SIZE).ok_or(Error::TooLarge)?;
@@ -107,9 +120,14 @@ impl Fat {
             return Err(chain.end_error());
         }
         self.reserve_entry(&state, file)?;
-        self.write_runs(&chain, buf, offset)?;
+        // First: who is told early may ask for it. Also what fails may have changed a part.
         let stamp = Stamp::from_utc(now, self.time_offset);
         self.touched.lock().unwrap_or_else(PoisonError::into_inner).insert(file, stamp);
+        let mut state = Some(state);
+        self.write_runs(&chain, buf, offset, &mut || {
+            drop(state.take());
+            kept();
+        })?;
         Ok(true)
     }
 
@@ -122,8 +140,9 @@ impl Fat {
         if entry.is_directory() { Err(Error::IsDirectory) } else { Ok(entry) }
     }
 
-    /// Grows a file to `size`: `buf` is what comes last in it, zeros what comes between.
-    fn grow(&self, state: &mut State, file: NodeId, entry: &mut Entry, size: u64, buf: &[u8]) -> Result<()> {
+    /// Grows a file to `size`, its new bytes below `from` being zeros, and stores its entry. Nothing has changed when it
+    /// fails.
+    fn grow(&self, state: &mut State, file: NodeId, entry: &mut Entry, size: u64, from: u64) -> Result<Grown> {
         let position = state.nodes.position(file);
         let chain = self.file_chain_to(state, entry, position, size)?;
         let old = u64::from(entry.size);
@@ -131,18 +150,26 @@ impl Fat {
             return Err(chain.end_error());
         }
         let held = chain.len;
+        let size_field = u32::try_from(size).map_err(|_| Error::TooLarge)?;
+        let before = self.entry(state, file)?;
         let first = self.extend(state, entry.cluster, chain, size)?;
-        let longer = self.chain(state, first, size)?;
-        let start = size.saturating_sub(buf.len() as u64);
-        let written = self.write_zeros(&longer, old, start).and_then(|()| self.write_runs(&longer, buf, start));
-        if let Err(error) = written {
-            if longer.len > held {
-                self.shrink(state, first, &longer, held)?;
-            }
+        let grown = Grown { chain: self.chain(state, first, size)?, first, held, before };
+        let longer = Entry { cluster: first, size: size_field, ..*entry };
+        let written = self.write_zeros(&grown.chain, old, from);
+        if let Err(error) = written.and_then(|()| self.put_entry(state, file, longer)) {
+            self.ungrow(state, file, &grown)?;
             return Err(error);
         }
-        entry.cluster = first;
-        entry.size = u32::try_from(size).map_err(|_| Error::TooLarge)?;
+        *entry = longer;
+        Ok(grown)
+    }
+
+    /// Takes back that a file has grown.
+    fn ungrow(&self, state: &mut State, file: NodeId, grown: &Grown) -> Result<()> {
+        self.put_entry(state, file, grown.before)?;
+        if grown.chain.len > grown.held {
+            self.shrink(state, grown.first, &grown.chain, grown.held)?;
+        }
         Ok(())
     }
 
@@ -160,11 +187,11 @@ impl Fat {
                 return Ok(());
             }
             let grown = self.check_room(&mut state, &entry, file, size);
-            let grown = grown.and_then(|()| self.grow(&mut state, file, &mut entry, next, &[]));
+            let grown = grown.and_then(|()| self.grow(&mut state, file, &mut entry, next, next).map(drop));
             if grown.is_err() && u64::from(entry.size) > old {
                 self.resize(&mut state, file, &mut entry, old)?;
+                self.put_entry(&mut state, file, entry)?;
             }
-            self.put_entry(&mut state, file, entry)?;
             grown?;
         }
     }
@@ -193,7 +220,7 @@ impl Fat {
     fn resize(&self, state: &mut State, file: NodeId, entry: &mut Entry, size: u64) -> Result<()> {
         let new_size = u32::try_from(size).map_err(|_| Error::TooLarge)?;
         if new_size > entry.size {
-            return self.grow(state, file, entry, size, &[]);
+            return self.grow(state, file, entry, size, size).map(drop);
         }
         let chain = self.file_chain(state, entry, state.nodes.position(file))?;
         entry.cluster = match self.geometry.cluster_offset(entry.cluster) {
@@ -223,7 +250,7 @@ impl FileSystemWrite for Fat {
         Ok(node)
     }
 
-    fn write(&self, file: NodeId, buf: &[u8], offset: u64, now: Timestamp) -> Result<()> {
+    fn write_early(&self, file: NodeId, buf: &[u8], offset: u64, now: Timestamp, kept: Kept<'_>) -> Result<()> {
         if buf.is_empty() {
             return Ok(());
         }
@@ -231,13 +258,16 @@ impl FileSystemWrite for Fat {
         if self.shared().marked.is_none() {
             drop(self.changing()?);
         }
-        if self.write_in_place(file, buf, offset, now)? {
+        if self.write_in_place(file, buf, offset, now, kept)? {
             return Ok(());
         }
         self.grow_ahead(file, end)?;
         let mut state = self.changing()?;
+        self.commit_if_large(&mut state)?;
         let mut entry = self.file_entry(&state, file)?;
         self.reserve_entry(&state, file)?;
+        entry.modified = Stamp::from_utc(now, self.time_offset);
+        entry.attributes |= ARCHIVE;
         if end > u64::from(entry.size) {
             let old = u64::from(entry.size).max(offset);
             // The part below the old end goes first; what grows the file, with it or not at all.
@@ -246,19 +276,29 @@ impl FileSystemWrite for Fat {
             if !below.is_empty() {
                 let chain = self.file_chain(&state, &entry, state.nodes.position(file))?;
                 self.reserve_runs(&chain, below.len() as u64, offset)?;
-                self.grow(&mut state, file, &mut entry, end, above)?;
-                self.write_runs(&chain, below, offset)?;
-            } else {
-                self.grow(&mut state, file, &mut entry, end, above)?;
+                let grown = self.grow(&mut state, file, &mut entry, end, old)?;
+                if let Err(error) = self.write_runs(&grown.chain, above, old, &mut || ()) {
+                    self.ungrow(&mut state, file, &grown)?;
+                    return Err(error);
+                }
+                return self.write_runs(&chain, below, offset, &mut || ());
             }
+            let grown = self.grow(&mut state, file, &mut entry, end, offset)?;
+            let mut held = Some(state);
+            let written = self.write_runs(&grown.chain, buf, offset, &mut || {
+                // All that others could look at is as if it were done.
+                drop(held.take());
+                kept();
+            });
+            if let (Err(_), Some(state)) = (&written, &mut held) {
+                self.ungrow(state, file, &grown)?;
+            }
+            written
         } else {
             let chain = self.file_chain(&state, &entry, state.nodes.position(file))?;
-            self.write_runs(&chain, buf, offset)?;
+            self.write_runs(&chain, buf, offset, &mut || ())?;
+            self.put_entry(&mut state, file, entry)
         }
-        entry.modified = Stamp::from_utc(now, self.time_offset);
-        entry.attributes |= ARCHIVE;
-        self.put_entry(&mut state, file, entry)?;
-        self.commit_if_large(&mut state)
     }
 
     fn set_attributes(&self, node: NodeId, changes: &Changes) -> Result<()> {

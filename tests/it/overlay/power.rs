@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 use imgfs::device::BlockWrite;
-use imgfs::device::overlay::behind::Behind;
+use imgfs::device::overlay::early::Early;
 use imgfs::device::overlay::store::{HostStore, MemoryStore, Store};
 use imgfs::device::overlay::{self, Base, Options, Overlay};
 use imgfs::error::Result;
@@ -50,6 +51,8 @@ impl Store for Recorder {
         self.0.store.read_at(buf, offset)
     }
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        // Long enough for whoever was told of it to have done something else.
+        std::thread::sleep(Duration::from_micros(200));
         self.0.note(Step::Write(offset, buf.to_vec()));
         self.0.store.write_at(buf, offset)
     }
@@ -175,26 +178,35 @@ fn cut_everywhere(name: &str, steps: &[Step], base: &Base, file: &Path, cuts: &m
     }
 }
 
-/// Does random writes and flushes, and notes them.
+/// Does random writes and flushes, and notes them. Each goes on as soon as the write before is answered.
 fn write_and_note(overlay: &Overlay, recording: &Recording, model: &mut [u8], random: &mut Random, writes: u64) {
     recording.note(Step::Flushed(Arc::new(model.to_vec())));
-    for _ in 0..writes {
-        random_write(random, model, &mut |data, at| {
-            recording.note(Step::User(at, data.to_vec()));
-            overlay.write_all_at(data, at)
-        });
-        if random.below(7) == 0 {
-            overlay.flush().unwrap();
-            recording.note(Step::Flushed(Arc::new(model.to_vec())));
+    std::thread::scope(|scope| {
+        for _ in 0..writes {
+            random_write(random, model, &mut |data, at| {
+                recording.note(Step::User(at, data.to_vec()));
+                let (data, (tell, told)) = (data.to_vec(), mpsc::channel());
+                scope.spawn(move || {
+                    let told = &mut || tell.send(()).unwrap();
+                    overlay.write_early_at(&data, at, told).unwrap();
+                });
+                // Answered, or done without.
+                let _ = told.recv();
+                Ok(())
+            });
+            if random.below(7) == 0 {
+                overlay.flush().unwrap();
+                recording.note(Step::Flushed(Arc::new(model.to_vec())));
+            }
         }
-    }
+    });
 }
 
 #[test]
 fn a_power_cut_at_any_write_leaves_a_sound_overlay_with_all_that_was_flushed() {
     let mut cuts = Cuts::default();
     let disks = [(1, 737_280, 60), (2, 3_000_001, 60), (3, 1_474_560, 120), (4, 20 << 20, 50)];
-    // Each write by itself, and then most of them from behind.
+    // Each write by itself, and then most of them answered early.
     for ((seed, size, writes), least) in disks.into_iter().flat_map(|disk| [(disk, usize::MAX), (disk, 1000)]) {
         let folder = Folder::new("power");
         let (disk, file) = (folder.path("disk.img"), folder.path("cut.qcow2"));
@@ -202,7 +214,7 @@ fn a_power_cut_at_any_write_leaves_a_sound_overlay_with_all_that_was_flushed() {
         let before = hash(&disk);
         let base = base_of(&disk);
         let recording = Arc::new(Recording::default());
-        let store = Box::new(Behind::new(Box::new(Recorder(recording.clone())), least));
+        let store = Box::new(Early::new(Box::new(Recorder(recording.clone())), least));
         let overlay = Overlay::create_in(store, &file, &base, &Options::default()).unwrap();
         write_and_note(&overlay, &recording, &mut model, &mut seeded(seed), writes);
         overlay.close().unwrap();
@@ -213,6 +225,31 @@ fn a_power_cut_at_any_write_leaves_a_sound_overlay_with_all_that_was_flushed() {
     }
     println!("{} cuts, {} of them seen by qemu-img", cuts.all, cuts.seen_by_qemu);
     assert!(cuts.all > 1000 && cuts.seen_by_qemu > 50);
+}
+
+#[test]
+fn a_flush_waits_for_an_overwrite_that_was_answered() {
+    let folder = Folder::new("overwrite");
+    let disk = folder.path("disk.img");
+    make_base(&disk, 1 << 20, 1);
+    let recording = Arc::new(Recording::default());
+    let store = Box::new(Early::new(Box::new(Recorder(recording.clone())), 1000));
+    let overlay = Overlay::create_in(store, &folder.path("own.qcow2"), &base_of(&disk), &Options::default()).unwrap();
+    overlay.write_all_at(&[1; 20_000], 4096).unwrap();
+    overlay.flush().unwrap();
+    for byte in 2..40 {
+        std::thread::scope(|scope| {
+            let (tell, told) = mpsc::channel();
+            let overlay = &overlay;
+            scope.spawn(move || overlay.write_early_at(&[byte; 20_000], 4096, &mut || tell.send(()).unwrap()).unwrap());
+            told.recv().expect("it was not answered early");
+            overlay.flush().unwrap();
+            let steps = recording.steps.lock().unwrap().clone();
+            let is_write = |step: &Step| matches!(step, Step::Write(_, bytes) if bytes == &[byte; 20_000]);
+            let at = steps.iter().position(is_write).expect("it is not written");
+            assert!(steps[at..].iter().any(|step| matches!(step, Step::Sync)), "it is not stable");
+        });
+    }
 }
 
 #[test]
@@ -236,7 +273,7 @@ fn a_power_cut_while_the_refcount_table_moves_does_no_harm() {
     let store = Recorder(recording.clone());
     store.write_at(&bytes, 0).unwrap();
     store.sync().unwrap();
-    let store = Box::new(Behind::new(Box::new(store), 1000));
+    let store = Box::new(Early::new(Box::new(store), 1000));
     let overlay = Overlay::open_in(store, &file, &base, &Options::default()).unwrap();
     let mut random = seeded(6);
     recording.note(Step::Flushed(Arc::new(model.clone())));
@@ -307,7 +344,7 @@ fn commit(file: &Path, disk: &Path, operations: u64) -> Result<u64> {
     let base = base_of(disk);
     let left = Arc::new(AtomicU64::new(operations));
     let limited = |path: &Path| Limited { store: Box::new(HostStore::open(path).unwrap()), left: left.clone() };
-    let own = Behind::new(Box::new(limited(file)), 1000);
+    let own = Early::new(Box::new(limited(file)), 1000);
     let overlay = Overlay::open_in(Box::new(own), file, &base, &Options::default())?;
     overlay.commit_in_place_through(&limited(disk), &mut |_, _| {})?;
     Ok(operations - left.load(Ordering::SeqCst))
