@@ -45,6 +45,11 @@ pub(super) struct OpenFlat {
 }
 
 impl OpenFlat {
+    /// Whether another one than this node is open.
+    fn has_others(&self, ino: u64) -> bool {
+        self.count.load(Ordering::Acquire) > 0 && lock(&self.nodes).keys().any(|flat| *flat != ino)
+    }
+
     fn change(&self, ino: u64, by: impl FnOnce(u64) -> u64) {
         let mut nodes = lock(&self.nodes);
         let times = by(nodes.remove(&ino).unwrap_or(0));
@@ -173,11 +178,7 @@ impl Adapter {
     fn forget_flat(&self, ino: INodeNo) {
         /// A page can be waiting for one of the threads that answer requests, and all of those for this.
         const PATIENCE: Duration = Duration::from_millis(100);
-        if self.flat.count.load(Ordering::Acquire) == 0 {
-            return;
-        }
-        let others = lock(&self.flat.nodes).keys().any(|flat| *flat != ino.0);
-        if others {
+        if self.flat.has_others(ino.0) {
             let (done, is_done) = mpsc::sync_channel(1);
             self.forget(Forget::Flat(ino.0, done));
             let _ = is_done.recv_timeout(PATIENCE);
@@ -186,7 +187,7 @@ impl Adapter {
 
     /// Whether others may have pages of a node's bytes, which a change has to void before it is answered.
     pub(super) fn has_others(&self, ino: INodeNo) -> bool {
-        ino.0 & OTHER_SPELLING != 0 || self.flat.count.load(Ordering::Acquire) > 0
+        ino.0 & OTHER_SPELLING != 0 || self.flat.has_others(ino.0)
     }
 
     /// After a change by way of another spelling: the kernel's pages under the entry's own are void.
