@@ -5,7 +5,6 @@
 
 use std::fs::{DirBuilder, File};
 use std::io::{BufRead, BufReader, IsTerminal, Write};
-use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::process::CommandExt;
@@ -40,10 +39,6 @@ use super::{Outcome, cp, document, provenance, sentence, treeless};
 
 /// Threads that answer the kernel: one slow request must not hold up the rest.
 const THREADS: usize = 8;
-/// The same of a mount that can be written to: as many as processors, within these bounds. The kernel gives its requests
-/// to each of them in turn, and each has a buffer for 1 MiB: so many that the processor's cache has them all, or large
-/// writes take half as long again.
-const WRITING_THREADS: RangeInclusive<usize> = 2..=4;
 /// What the daemon says to the process that started it.
 const READY: &str = "ready";
 /// How long what was written may stay in memory when nobody asks for more.
@@ -528,11 +523,11 @@ impl Drop for WriteBack {
     }
 }
 
-/// One of them writes to the overlay's file while another takes the next bytes; a third would only have the two wait for
-/// a processor.
+/// Threads of a mount that can be written to: as many as processors, two to four. One writes to the overlay's file while
+/// another takes the next bytes; more than there are processors would have these two wait for one. And the kernel gives
+/// its requests to each in turn, and each has a buffer for 1 MiB: so many that the processor's cache has them all.
 fn writing_threads() -> usize {
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    processors.clamp(*WRITING_THREADS.start(), *WRITING_THREADS.end())
+    std::thread::available_parallelism().map_or(2, |processors| processors.get().clamp(2, 4))
 }
 
 fn config(options: &MountOptions, writable: bool) -> Config {

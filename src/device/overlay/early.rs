@@ -37,8 +37,8 @@ const BLOCK: u64 = 4096;
 /// Bytes that the host is given at once. It keeps them in memory as one, and the larger that is, the longer a few
 /// bytes of it take to be overwritten.
 const PIECE: usize = 512 << 10;
-/// Bytes of small writes that are copied, at the most.
-const MOST_COPIED: usize = 1 << 20;
+/// Small writes that are left to a large one, at the most.
+const MOST_LEFT: usize = 16;
 
 /// A store that answers large writes before they are done.
 pub struct Early {
@@ -54,8 +54,6 @@ pub struct Early {
 struct State {
     /// What is registered and not done, in order.
     pending: VecDeque<Pending>,
-    /// Bytes of those that were copied.
-    copied: usize,
     /// How many were registered.
     registered: u64,
     /// Bytes for which the host has set room aside: [`MOST_RUNS`] at the most, none of which touch.
@@ -88,7 +86,6 @@ impl State {
 
     fn register(&mut self, bytes: Range<u64>, left: Option<Vec<u8>>) -> u64 {
         self.registered = self.registered.saturating_add(1);
-        self.copied = self.copied.saturating_add(left.as_ref().map_or(0, Vec::len));
         self.pending.push_back(Pending { number: self.registered, bytes, left });
         self.registered
     }
@@ -154,7 +151,7 @@ impl Early {
         let takes = buf.len() < self.least
             && !state.pending.is_empty()
             && state.has_room(bytes)
-            && state.copied.saturating_add(buf.len()) <= MOST_COPIED;
+            && state.pending.len() <= MOST_LEFT;
         if takes {
             state.register(bytes.clone(), Some(buf.to_vec()));
         }
@@ -202,7 +199,6 @@ impl Turn<'_> {
         let next = state.pending.front_mut()?;
         let bytes = next.left.take()?;
         (self.number, self.writing) = (next.number, Some(next.bytes.clone()));
-        state.copied = state.copied.saturating_sub(bytes.len());
         Some(bytes)
     }
 }
@@ -216,9 +212,8 @@ impl Drop for Turn<'_> {
         state.pending.retain(|one| one.number != self.number);
         // What was left to it. A later one of another thread takes what is behind itself along.
         while state.pending.front().is_some_and(|one| one.left.is_some()) {
-            if let Some(Pending { bytes, left, .. }) = state.pending.pop_front() {
-                state.copied = state.copied.saturating_sub(left.map_or(0, |left| left.len()));
-                state.fail(bytes, "its writer ended");
+            if let Some(left) = state.pending.pop_front() {
+                state.fail(left.bytes, "its writer ended");
             }
         }
         self.early.done.notify_all();
@@ -492,7 +487,7 @@ mod tests {
         });
         early.sync().unwrap();
         let state = lock(&early.state);
-        assert_eq!((state.pending.len(), state.copied, state.failed.as_ref()), (0, 0, None));
+        assert_eq!((state.pending.len(), state.failed.as_ref()), (0, None));
         assert!(answers.into_inner() > 300);
         for stripe in 0..STRIPES * THREADS {
             let model = &models[(stripe % THREADS) as usize];
@@ -560,9 +555,9 @@ mod tests {
             early.write_early_at(&[2; 20], MIB, &mut || told += 1).unwrap();
             early.write_at(&[3; 30], 2 * MIB).unwrap();
             assert_eq!(told, 1);
-            // No more of those are copied than fit: the next one waits.
+            // No more of those are copied: the next one waits.
             let most = vec![4; LEAST - 1];
-            for _ in 1..MOST_COPIED / LEAST {
+            for _ in 2..MOST_LEFT {
                 early.write_at(&most, 4 * MIB).unwrap();
             }
             blocked_until(|| early.write_at(&most, 4 * MIB).unwrap(), || inner.let_through(true));
@@ -570,7 +565,7 @@ mod tests {
         });
         let expected = [(0, LEAST), (MIB, 20), (2 * MIB, 30)].map(|(at, len)| Event::Wrote(at, len));
         assert_eq!(inner.log()[1..4], expected);
-        assert_eq!((bytes(&inner, MIB, 21), lock(&early.state).copied), ([vec![2; 20], vec![0]].concat(), 0));
+        assert_eq!((bytes(&inner, MIB, 21), lock(&early.state).pending.len()), ([vec![2; 20], vec![0]].concat(), 0));
     }
 
     #[test]
