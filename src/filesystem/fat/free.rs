@@ -68,6 +68,21 @@ impl FreeMap {
         None
     }
 
+    /// Marks bits that are all free.
+    fn use_all(&mut self, start: u32, end: u32) {
+        let mut index = start;
+        while index < end {
+            let (word, first) = Self::bit(index);
+            let next = (index | 63).saturating_add(1).min(end);
+            let (_, last) = Self::bit(next.saturating_sub(1));
+            if let Some(word) = self.used.get_mut(word) {
+                *word |= last | last.wrapping_sub(first);
+            }
+            index = next;
+        }
+        self.free = self.free.saturating_sub(end.saturating_sub(start));
+    }
+
     /// Takes a run of at most `wanted` clusters: the one after `after`, if that is free, or else
     /// the next there is. Gives its first cluster and its length.
     pub fn take(&mut self, after: u32, wanted: u32) -> Option<(u32, u32)> {
@@ -78,9 +93,7 @@ impl FreeMap {
             .or_else(|| self.find(0, false))?;
         let limit = start.saturating_add(wanted).min(self.count);
         let end = self.find(start, true).unwrap_or(self.count).min(limit);
-        for index in start..end {
-            self.mark(index.saturating_add(2), true);
-        }
+        self.use_all(start, end);
         self.next = if end < self.count { end } else { 0 };
         Some((start.saturating_add(2), end.saturating_sub(start)))
     }

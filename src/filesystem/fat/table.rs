@@ -365,11 +365,13 @@ impl Table {
         while cluster < last {
             let index = self.piece_of(cluster);
             let changed = self.changed(changes, index)?;
+            let from = cluster;
             while cluster < last && self.piece_of(cluster) == index {
                 let next = cluster.saturating_add(1);
-                self.put(changed, cluster, next)?;
+                self.put_number(changed, cluster, next)?;
                 cluster = next;
             }
+            self.mark(changed, from, cluster.saturating_sub(1));
         }
         Ok(())
     }
@@ -384,34 +386,43 @@ impl Table {
     }
 
     fn put(&self, changed: &mut Changed, cluster: u32, number: u32) -> Result<()> {
+        self.put_number(changed, cluster, number)?;
+        self.mark(changed, cluster, cluster);
+        Ok(())
+    }
+
+    fn put_number(&self, changed: &mut Changed, cluster: u32, number: u32) -> Result<()> {
         let missing = || Error::PastEnd { offset: self.entry_at(cluster), len: 4, size: self.device.size() };
         let start = usize::try_from(self.entry_offset(cluster) % PIECE).map_err(|_| Error::Invalid)?;
         let bytes = Arc::make_mut(&mut changed.bytes).get_mut(start..);
-        let width = match (self.geometry.width, bytes) {
+        match (self.geometry.width, bytes) {
             (Width::Fat12, Some([low, high, ..])) => {
                 let pair = u16::from_le_bytes([*low, *high]);
                 let number = u16::try_from(number & 0xfff).map_err(|_| Error::Invalid)?;
                 let even = cluster.is_multiple_of(2);
                 let pair = if even { pair & 0xf000 | number } else { pair & 0x000f | number << 4 };
                 [*low, *high] = pair.to_le_bytes();
-                2
             }
-            (Width::Fat16, Some([low, high, ..])) => {
-                [*low, *high, _, _] = number.to_le_bytes();
-                2
-            }
+            (Width::Fat16, Some([low, high, ..])) => [*low, *high, _, _] = number.to_le_bytes(),
             (Width::Fat32, Some([a, b, c, d, ..])) => {
                 let reserved = u32::from_le_bytes([*a, *b, *c, *d]) & 0xf000_0000;
                 [*a, *b, *c, *d] = (reserved | number & 0x0fff_ffff).to_le_bytes();
-                4
             }
             _ => return Err(missing()),
-        };
-        let sector = |at: usize| at.checked_div(self.sector_size()).and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
-        for number in [sector(start), sector(start.saturating_add(width).saturating_sub(1))] {
-            changed.sectors |= 1u64.checked_shl(number).unwrap_or(0);
         }
         Ok(())
+    }
+
+    /// Marks the sectors that have the entries from `first` to `last`, which are in one piece.
+    fn mark(&self, changed: &mut Changed, first: u32, last: u32) {
+        let width = if self.geometry.width == Width::Fat32 { 4 } else { 2 };
+        let sector = |at: u64| at.checked_div(u64::from(self.geometry.sector_size)).unwrap_or(0);
+        let from = sector(self.entry_offset(first) % PIECE);
+        let to = sector((self.entry_offset(last) % PIECE).saturating_add(width).saturating_sub(1));
+        let bits = |count: u64| {
+            u32::try_from(count).ok().and_then(|count| 1u64.checked_shl(count)).unwrap_or(0).wrapping_sub(1)
+        };
+        changed.sectors |= bits(to.saturating_add(1)) & !bits(from);
     }
 
     fn sector_size(&self) -> usize {
