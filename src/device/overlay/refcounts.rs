@@ -6,7 +6,7 @@
 //! ```
 //! All counts are in memory, but a block in which every cluster is used (and nearly all are, in a
 //! file that only grows) takes no room there. A new block lies in the first free cluster of the
-//! range that it covers, and so counts itself.
+//! range that it covers, and so counts itself, or in front of a run that goes on into that range.
 
 use std::collections::BTreeSet;
 
@@ -196,6 +196,12 @@ impl Refcounts {
         self.dirty.insert(index);
     }
 
+    /// Clusters that an allocation of `count` takes at the most: those, and blocks for them.
+    pub fn cost(&self, count: u64) -> u64 {
+        let blocks = count.checked_div(self.geometry.counts()).unwrap_or(0).saturating_add(1);
+        count.saturating_add(blocks)
+    }
+
     /// Takes up to `want` free clusters that lie together; at least one. They are counted at once.
     pub fn allocate(&mut self, want: u64) -> Result<Clusters> {
         let end = self.max_clusters.min(self.backed);
@@ -204,38 +210,83 @@ impl Refcounts {
             if self.cursor >= end {
                 return Err(Error::NoSpace);
             }
+            let next_block = self.geometry.block_start(index.saturating_add(1));
             match self.blocks.get_mut(index) {
                 None => self.grow_table()?,
                 Some(Block::Absent) => self.add_block(index),
-                Some(block @ Block::Empty) => {
-                    let len = usize::try_from(self.geometry.counts()).unwrap_or(0);
-                    *block = Block::Counts(vec![0; len].into());
+                Some(Block::Empty) => {}
+                Some(Block::Full) => {
+                    self.cursor = next_block;
+                    continue;
                 }
-                Some(Block::Full) => self.cursor = self.geometry.block_start(index.saturating_add(1)),
-                Some(Block::Counts(counts)) => {
+                Some(block @ Block::Counts(_)) => {
+                    let Block::Counts(counts) = block else { continue };
                     let from = self.geometry.count_index(self.cursor);
                     let Some(free) = counts.iter().skip(from).position(|count| *count == 0) else {
                         if counts.iter().all(|count| *count == 1) {
-                            self.blocks.get_mut(index).into_iter().for_each(|block| *block = Block::Full);
+                            *block = Block::Full;
                         }
-                        self.cursor = self.geometry.block_start(index.saturating_add(1));
+                        self.cursor = next_block;
                         continue;
                     };
-                    let first = self.cursor.saturating_add(free as u64);
-                    let room = want.min(end.saturating_sub(first));
-                    let lengths = counts.iter().skip(from.saturating_add(free)).zip(0..room);
-                    let count = lengths.take_while(|(count, _)| **count == 0).count();
-                    if count == 0 {
-                        return Err(Error::NoSpace);
-                    }
-                    counts.iter_mut().skip(from.saturating_add(free)).take(count).for_each(|count| *count = 1);
-                    let count = count as u64;
-                    self.used = self.used.saturating_add(count);
-                    self.dirty.insert(index);
-                    self.cursor = first.saturating_add(count);
-                    return Ok(Clusters { first, count });
+                    self.cursor = self.cursor.saturating_add(free as u64);
                 }
             }
+            let first = self.cursor;
+            let room = want.min(end.saturating_sub(first));
+            let count = self.free_run(first, room);
+            let behind = self.geometry.block_index(first.saturating_add(count));
+            match self.blocks.get(behind) {
+                Some(Block::Absent) if count > 0 && count < room => self.add_block(behind),
+                _ if count > 0 => {
+                    let clusters = Clusters { first, count };
+                    self.fill(clusters);
+                    self.cursor = first.saturating_add(count);
+                    return Ok(clusters);
+                }
+                _ if room == 0 => return Err(Error::NoSpace),
+                _ => {}
+            }
+        }
+    }
+
+    /// How many clusters from `first` on are free and have a block, `most` at the most.
+    fn free_run(&self, first: u64, most: u64) -> u64 {
+        let mut run = 0u64;
+        while run < most {
+            let at = first.saturating_add(run);
+            let (index, from) = (self.geometry.block_index(at), self.geometry.count_index(at));
+            let covered = self.geometry.counts().saturating_sub(from as u64);
+            let free = match self.blocks.get(index) {
+                Some(Block::Empty) => covered,
+                Some(Block::Counts(counts)) => counts.iter().skip(from).take_while(|count| **count == 0).count() as u64,
+                _ => 0,
+            };
+            run = run.saturating_add(free);
+            if free < covered {
+                break;
+            }
+        }
+        run.min(most)
+    }
+
+    /// Counts clusters that are free and have blocks.
+    fn fill(&mut self, clusters: Clusters) {
+        let mut left = clusters;
+        while left.count > 0 {
+            let (index, from) = (self.geometry.block_index(left.first), self.geometry.count_index(left.first));
+            let len = self.geometry.counts().saturating_sub(from as u64).min(left.count);
+            let all = usize::try_from(self.geometry.counts()).unwrap_or(0);
+            if let Some(block @ Block::Empty) = self.blocks.get_mut(index) {
+                *block = Block::Counts(vec![0; all].into());
+            }
+            if let Some(Block::Counts(counts)) = self.blocks.get_mut(index) {
+                let len = usize::try_from(len).unwrap_or(all);
+                counts.iter_mut().skip(from).take(len).for_each(|count| *count = 1);
+            }
+            self.used = self.used.saturating_add(len);
+            self.dirty.insert(index);
+            left = Clusters { first: left.first.saturating_add(len), count: left.count.saturating_sub(len) };
         }
     }
 
@@ -261,7 +312,7 @@ impl Refcounts {
         }
     }
 
-    /// A block for the range that the cursor has come to, in the cluster at the cursor.
+    /// A block for a range that has none, in the free cluster at the cursor.
     fn add_block(&mut self, index: usize) {
         let at = self.geometry.start(self.cursor);
         let len = usize::try_from(self.geometry.counts()).unwrap_or(0);
@@ -387,6 +438,43 @@ mod tests {
         assert!(writes.moved.is_some());
         refcounts.done(&writes);
         assert_eq!((refcounts.count(1), refcounts.cursor), (0, 1), "the former table is free");
+    }
+
+    #[test]
+    fn a_run_goes_on_past_its_block_and_each_cluster_of_it_is_counted_once() {
+        let mut refcounts = small(None);
+        let before = refcounts.used();
+        refcounts.allocate(200).unwrap();
+        let run = refcounts.allocate(1000).unwrap();
+        assert_eq!(run.count, 1000);
+        let own: Vec<u64> = refcounts.own_clusters().collect();
+        assert!(own.iter().all(|cluster| !(run.first..run.first + 1000).contains(cluster)));
+        let counted = refcounts.counted().count() as u64;
+        assert_eq!((counted, refcounts.used()), (before + 1200 + own.len() as u64 - 2, counted));
+        assert!(refcounts.counted().all(|(_, count)| count == 1));
+        // Where something is in the way, it ends.
+        refcounts.free(Clusters { first: run.first + 300, count: 700 });
+        refcounts.set(run.first + 320, 1);
+        assert_eq!(refcounts.allocate(1000).unwrap(), Clusters { first: run.first + 300, count: 20 });
+        // Blocks for what is new lie in front.
+        let next = refcounts.allocate(1000).unwrap();
+        assert_eq!(
+            (next.first - (run.first + 321), next.count),
+            ((refcounts.own_clusters().count() - own.len()) as u64, 1000)
+        );
+    }
+
+    #[test]
+    fn a_run_ends_with_the_room_and_blocks_are_among_it() {
+        let mut refcounts = small(Some(1000 * 512));
+        let mut all = refcounts.own_clusters().count() as u64;
+        all = all.max(refcounts.used());
+        let (mut taken, mut last) = (0, 0);
+        while let Ok(run) = refcounts.allocate(1000) {
+            (taken, last) = (taken + run.count, run.first + run.count);
+        }
+        assert_eq!((last, refcounts.used()), (1000, 1000));
+        assert!(refcounts.cost(taken) >= 1000 - all && refcounts.cost(taken) < 1010 - all, "{taken} of 1000 - {all}");
     }
 
     #[test]

@@ -273,7 +273,7 @@ impl Overlay {
             return Err(error);
         }
         self.counters.new_clusters.fetch_add(count, Ordering::Relaxed);
-        self.back_ahead();
+        self.back_ahead(count);
         Ok(taken)
     }
 
@@ -312,7 +312,7 @@ impl Overlay {
         loop {
             let (backed, _) = read_guard(&self.tables).refcounts.bounds();
             match allocate() {
-                Err(Error::NoSpace) if self.back_more(backed)? => {}
+                Err(Error::NoSpace) if self.back_more(backed, 1)? => {}
                 answer => return answer,
             }
         }
@@ -320,14 +320,14 @@ impl Overlay {
 
     /// Takes room on the host for clusters past those that it has room for: what is allocated, the
     /// overlay's own tables included, can then be written whenever that is. `false` when there is
-    /// no more room.
-    fn back_more(&self, seen: u64) -> Result<bool> {
+    /// no more room. Room for `least` clusters is better than for fewer.
+    fn back_more(&self, seen: u64, least: u64) -> Result<bool> {
         let _one = lock(&self.backing);
         let (backed, most) = read_guard(&self.tables).refcounts.bounds();
         if backed > seen {
             return Ok(true);
         }
-        let mut count = self.ahead(backed).min(most.saturating_sub(backed));
+        let mut count = self.ahead(backed).max(least).min(most.saturating_sub(backed));
         while count > 0 {
             match self.back(Clusters { first: backed, count }) {
                 Err(Error::NoSpace) => count /= 2,
@@ -352,16 +352,17 @@ impl Overlay {
         Ok(())
     }
 
-    /// Takes room before it is needed, by one whose own writer has his answer.
-    fn back_ahead(&self) {
+    /// Takes room before it is needed, by one whose own writer has his answer: the next one may bring as much as he did.
+    fn back_ahead(&self, taken: u64) {
         let (backed, most) = read_guard(&self.tables).refcounts.bounds();
-        let count = self.ahead(backed);
-        if backed >= most || read_guard(&self.tables).refcounts.left() >= count / 2 {
+        let ahead = self.ahead(backed);
+        if backed >= most || read_guard(&self.tables).refcounts.left() >= taken.max(ahead / 2) {
             return;
         }
+        let count = ahead.max(taken.saturating_mul(2)).min(most.saturating_sub(backed));
         let _one = lock(&self.backing);
         if read_guard(&self.tables).refcounts.bounds().0 == backed
-            && let Err(error) = self.back(Clusters { first: backed, count: count.min(most.saturating_sub(backed)) })
+            && let Err(error) = self.back(Clusters { first: backed, count })
         {
             // Whoever needs it will be told.
             log::debug!("{}: no room ahead: {error}", self.name);
@@ -375,6 +376,14 @@ impl Overlay {
             return Ok(Target { clusters, allocated: false });
         }
         self.make_tables(first, count)?;
+        let (backed, missing) = {
+            let refcounts = &read_guard(&self.tables).refcounts;
+            (refcounts.bounds().0, refcounts.cost(count).saturating_sub(refcounts.left()))
+        };
+        // Without room for all of them they come in several groups, of which only the last is answered early.
+        if missing > 0 {
+            self.back_more(backed, missing)?;
+        }
         let clusters = self.with_room(|| write_guard(&self.tables).refcounts.allocate(count))?;
         Ok(Target { clusters, allocated: true })
     }
