@@ -94,7 +94,7 @@ impl View {
             uid: self.uid.unwrap_or(self.owner(attributes.uid, self.caller.0)),
             gid: self.gid.unwrap_or(self.owner(attributes.gid, self.caller.1)),
             rdev: attributes.device.map_or(0, |(major, minor)| encode_device(major, minor)),
-            blksize: 4096,
+            blksize: block_size(attributes),
             flags: 0,
         }
     }
@@ -118,6 +118,13 @@ impl View {
         let writable = if attributes.read_only && !directory { !0o222 } else { 0o7777 };
         mode & writable & !mask.unwrap_or(0)
     }
+}
+
+/// Bytes in which programs best read and write a file. An empty one can only be written to, and cp(1) and cat(1) take
+/// its size for what they write: as much as one request has. Of one that has bytes a program may want few, and some
+/// read no fewer than this.
+fn block_size(attributes: &Attributes) -> u32 {
+    if attributes.kind == Kind::File && attributes.size == 0 { 1 << 20 } else { 4096 }
 }
 
 /// A tree behind a mount point.

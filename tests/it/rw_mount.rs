@@ -853,6 +853,24 @@ fn a_removed_file_lives_until_it_is_closed() {
 }
 
 #[test]
+fn a_file_is_written_in_large_pieces_while_it_is_empty_and_read_in_small_ones() {
+    let scratch = Scratch::new();
+    let mounted = Mounted::new(&floppy(&scratch), &["-o", "rw"]);
+    let path = mounted.path("disk/new");
+    let file = File::create_new(&path).unwrap();
+    // What cp and cat ask for.
+    assert_eq!(file.metadata().unwrap().blksize(), 1 << 20);
+    (&file).write_all(b"bytes").unwrap();
+    assert_eq!((file.metadata().unwrap().blksize(), file.metadata().unwrap().len()), (4096, 5));
+    let flat = std::fs::metadata(mounted.path("disk.img")).unwrap();
+    assert_eq!(flat.blksize(), 4096);
+    let (from, copy) = (scratch.path("from"), mounted.path("disk/copy"));
+    std::fs::write(&from, pattern(1_200_001, 7)).unwrap();
+    assert!(Command::new("cp").arg(&from).arg(&copy).status().unwrap().success());
+    assert_eq!(std::fs::read(&copy).unwrap(), pattern(1_200_001, 7));
+}
+
+#[test]
 fn a_rename_can_change_case_alone() {
     let scratch = Scratch::new();
     let image = floppy(&scratch);
