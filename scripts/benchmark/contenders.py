@@ -176,3 +176,8 @@ WRITABLE_FLAT = [
 ]
 # No program can take writes through FUSE faster than one that throws them away.
 SINK = Contender("a mount that keeps nothing", "imgfs-bounds sink {image} {mnt}", foreground=True)
+# They do not mount.
+MCOPY = Contender("mcopy", "mcopy")
+FATFS = Contender("the crate fatfs", "imgfs-bounds")
+LARGE_WRITERS = [*WRITABLE_TREES, MCOPY, SINK, FATFS]
+FILE_COPIERS = [*WRITABLE_TREES, MCOPY]

@@ -259,68 +259,82 @@ class Suite:
         shutil.rmtree(out, ignore_errors=True)
 
     def writes(self, rounds, only):
-        if only in "writes tree":
-            self.each_round(rounds, contenders.WRITABLE_TREES, self.write_tree)
-            self.each_round(rounds, [contenders.SINK], self.write_nowhere)
-            for _ in range(rounds):
-                self.write_with_mtools()
-                self.overwrite_with_fatfs()
+        if only in "writes tree, large file":
+            self.each_round(rounds, contenders.LARGE_WRITERS, self.write_large)
+        if only in "writes tree, files":
+            self.each_round(rounds, contenders.FILE_COPIERS, self.copy_in)
+            self.each_round(rounds, contenders.FILE_COPIERS, self.write_many)
         if only in "writes flat":
             self.each_round(rounds, contenders.WRITABLE_FLAT, self.write_flat)
 
     def put_write(self, measure, unit, name, value, subject="FAT32"):
         self.table.put("writes", subject, "warm", measure, unit, name, value)
 
-    def copy(self):
-        """A blank volume that may be written to."""
+    def blank(self):
+        """A blank volume that may be written to, and a host that has nothing else to do."""
         path = os.path.join(self.scratch, "blank.img")
         with open(path, "wb") as blank:
             blank.truncate(600 << 20)
         subprocess.run(["mkfs.fat", "-F", "32", "-s", "8", path], check=True, stdout=subprocess.DEVNULL)
+        # What the last one wrote goes to the disk now, not while this one is measured.
+        os.sync()
+        work.touch_memory(5 * self.size.written)
         return path
 
-    def write_tree(self, contender):
-        size = self.size
-        with self.mount(contender, self.copy()) as mount:
-            big = os.path.join(mount.path, "written.bin")
-            rate = work.in_child(lambda: work.write_sequentially(big, size.written))
-            self.put_write("sequential", "MB/s", contender.name, rate / 1e6)
-            blocks = os.stat(big).st_size // work.BLOCK
-            rate = work.in_child(lambda: work.overwrite_randomly(big, min(size.overwrites, blocks)))
-            self.put_write("random 4 KiB overwrites", "/s", contender.name, rate)
-        with self.mount(contender, self.copy()) as mount:
-            rate = work.in_child(lambda: work.create_files(os.path.join(mount.path, "made"), size.created))
-            self.put_write(f"create {size.created} files", "/s", contender.name, rate)
+    def write_large(self, contender):
+        size, image = self.size, self.blank()
+        if contender is contenders.FATFS:
+            said = subprocess.check_output(["imgfs-bounds", "fatfs", image, str(size.written)], text=True)
+            self.put_write("random 4 KiB overwrites", "/s", contender.name, float(said))
+        elif contender is contenders.MCOPY:
+            self.put_write("sequential", "MB/s", contender.name, self.copied(["mcopy", "-i", image], "::/"))
+        else:
+            with self.mount(contender, image) as mount:
+                big = os.path.join(mount.path, "written.bin")
+                rate = work.in_child(lambda: work.write_sequentially(big, size.written))
+                self.put_write("sequential", "MB/s", contender.name, rate / 1e6)
+                if contender is not contenders.SINK:
+                    blocks = os.stat(big).st_size // work.BLOCK
+                    rate = work.in_child(lambda: work.overwrite_randomly(big, min(size.overwrites, blocks)))
+                    self.put_write("random 4 KiB overwrites", "/s", contender.name, rate)
 
-    def write_nowhere(self, contender):
-        with self.mount(contender, self.copy()) as mount:
-            path = os.path.join(mount.path, "written.bin")
-            rate = work.in_child(lambda: work.write_sequentially(path, self.size.written))
-            self.put_write("sequential", "MB/s", contender.name, rate / 1e6)
+    def copy_in(self, contender):
+        image = self.blank()
+        if contender is contenders.MCOPY:
+            rate = self.copied(["mcopy", "-i", image], "::/")
+        else:
+            with self.mount(contender, image) as mount:
+                rate = self.copied(["cp"], mount.path)
+        self.put_write("copy a file", "MB/s", contender.name, rate)
 
-    def overwrite_with_fatfs(self):
-        if shutil.which("imgfs-bounds"):
-            said = subprocess.check_output(["imgfs-bounds", "fatfs", self.copy(), str(self.size.written)], text=True)
-            self.put_write("random 4 KiB overwrites", "/s", "the crate fatfs", float(said))
-
-    def write_with_mtools(self):
-        size, made = self.size, os.path.join(self.scratch, "made")
+    def copied(self, command, to):
+        """MB a second at which a file of the host, which is in its memory, is copied."""
         path = os.path.join(self.scratch, "written.bin")
-        work.write_sequentially(path, size.written)
-        shutil.rmtree(made, ignore_errors=True)
-        work.create_files(made, size.created)
-        image = self.copy()
-        seconds = work.timed(lambda: subprocess.run(["mcopy", "-i", image, path, "::/"], check=True))
-        self.put_write("sequential", "MB/s", "mcopy", os.path.getsize(path) / 1e6 / seconds)
-        # It names each file as it copies it. It is slower with each file more: what it does in some
-        # seconds is its best.
-        image = self.copy()
-        started = time.perf_counter()
-        words = ["timeout", str(4 * work.PATIENCE), "mcopy", "-v", "-s", "-i", image, made, "::/"]
-        copied = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout.count(b"\n")
-        self.put_write(f"create {size.created} files", "/s", "mcopy", copied / (time.perf_counter() - started))
-        shutil.rmtree(made)
+        work.write_sequentially(path, self.size.written)
+        os.sync()
+        seconds = work.timed(lambda: subprocess.run([*command, path, to], check=True))
+        rate = os.path.getsize(path) / 1e6 / seconds
         os.remove(path)
+        return rate
+
+    def write_many(self, contender):
+        size, image = self.size, self.blank()
+        if contender is contenders.MCOPY:
+            made = os.path.join(self.scratch, "made")
+            shutil.rmtree(made, ignore_errors=True)
+            work.create_files(made, size.created)
+            os.sync()
+            # It names each file as it copies it. It is slower with each file more: what it does in some
+            # seconds is its best.
+            started = time.perf_counter()
+            words = ["timeout", str(4 * work.PATIENCE), "mcopy", "-v", "-s", "-i", image, made, "::/"]
+            copied = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout.count(b"\n")
+            rate = copied / (time.perf_counter() - started)
+            shutil.rmtree(made)
+        else:
+            with self.mount(contender, image) as mount:
+                rate = work.in_child(lambda: work.create_files(os.path.join(mount.path, "made"), size.created))
+        self.put_write(f"create {size.created} files", "/s", contender.name, rate)
 
     def write_flat(self, contender):
         count = self.size.overwrites
