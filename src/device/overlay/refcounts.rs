@@ -5,8 +5,8 @@
 //!   block:           1 1 1 1 1 0 0 ...                     one 16-bit count a cluster of the file
 //! ```
 //! All counts are in memory, but a block in which every cluster is used (and nearly all are, in a
-//! file that only grows) takes no room there. A new block lies in the first free cluster of the
-//! range that it covers, and so counts itself, or in front of a run that goes on into that range.
+//! file that only grows) takes no room there. A new block lies in the range that it covers, and so counts itself,
+//! whichever others reach the disk: in its first free cluster, or behind a run that came from the range before.
 
 use std::collections::BTreeSet;
 
@@ -198,7 +198,8 @@ impl Refcounts {
 
     /// Clusters that an allocation of `count` takes at the most: those, and blocks for them.
     pub fn cost(&self, count: u64) -> u64 {
-        let blocks = count.checked_div(self.geometry.counts()).unwrap_or(0).saturating_add(1);
+        let covered = self.geometry.counts().saturating_sub(1);
+        let blocks = count.checked_div(covered).unwrap_or(0).saturating_add(1);
         count.saturating_add(blocks)
     }
 
@@ -234,20 +235,34 @@ impl Refcounts {
             }
             let first = self.cursor;
             let room = want.min(end.saturating_sub(first));
-            let count = self.free_run(first, room);
-            let behind = self.geometry.block_index(first.saturating_add(count));
-            match self.blocks.get(behind) {
-                Some(Block::Absent) if count > 0 && count < room => self.add_block(behind),
-                _ if count > 0 => {
-                    let clusters = Clusters { first, count };
-                    self.fill(clusters);
-                    self.cursor = first.saturating_add(count);
-                    return Ok(clusters);
-                }
-                _ if room == 0 => return Err(Error::NoSpace),
-                _ => {}
+            let run = self.free_run(first, room);
+            let behind = first.saturating_add(run);
+            let more = if run > 0 { self.go_on(behind, room.saturating_sub(run), end) } else { 0 };
+            let clusters = Clusters { first, count: run.saturating_add(more) };
+            if clusters.count > 0 {
+                self.fill(clusters);
+                self.cursor = behind.saturating_add(more);
+                return Ok(clusters);
+            }
+            if room == 0 {
+                return Err(Error::NoSpace);
             }
         }
+    }
+
+    /// How many of `most` clusters a run can have in the range that starts at `start`, when that has no block: it gets
+    /// one, in the cluster behind them.
+    fn go_on(&mut self, start: u64, most: u64, end: u64) -> u64 {
+        let index = self.geometry.block_index(start);
+        if !matches!(self.blocks.get(index), Some(Block::Absent)) {
+            return 0;
+        }
+        let left = self.geometry.counts().min(end.saturating_sub(start));
+        let more = most.min(left.saturating_sub(1));
+        if more > 0 {
+            self.put_block(index, start.saturating_add(more));
+        }
+        more
     }
 
     /// How many clusters from `first` on are free and have a block, `most` at the most.
@@ -312,17 +327,22 @@ impl Refcounts {
         }
     }
 
-    /// A block for a range that has none, in the free cluster at the cursor.
+    /// A block for the range that the cursor has come to, in the cluster at the cursor.
     fn add_block(&mut self, index: usize) {
-        let at = self.geometry.start(self.cursor);
+        self.put_block(index, self.cursor);
+        self.cursor = self.cursor.saturating_add(1);
+    }
+
+    /// A block for a range that has none, in a cluster of it.
+    fn put_block(&mut self, index: usize, cluster: u64) {
+        let at = self.geometry.start(cluster);
         let len = usize::try_from(self.geometry.counts()).unwrap_or(0);
         if let (Some(block), Some(entry)) = (self.blocks.get_mut(index), self.table.get_mut(index)) {
             *block = Block::Counts(vec![0; len].into());
             *entry = at;
         }
-        self.set(self.cursor, 1);
+        self.set(cluster, 1);
         self.dirty_entries.insert(index);
-        self.cursor = self.cursor.saturating_add(1);
     }
 
     /// Moves the table to a place half as big again, behind everything that it covers now.
@@ -445,35 +465,36 @@ mod tests {
         let mut refcounts = small(None);
         let before = refcounts.used();
         refcounts.allocate(200).unwrap();
-        let run = refcounts.allocate(1000).unwrap();
-        assert_eq!(run.count, 1000);
-        let own: Vec<u64> = refcounts.own_clusters().collect();
-        assert!(own.iter().all(|cluster| !(run.first..run.first + 1000).contains(cluster)));
+        let run = refcounts.allocate(300).unwrap();
+        assert_eq!(run.count, 300);
+        // A second range that it would fill has no place for its block.
+        let long = refcounts.allocate(1000).unwrap();
+        assert_eq!(long.first + long.count, 3 * 256 - 1);
         let counted = refcounts.counted().count() as u64;
-        assert_eq!((counted, refcounts.used()), (before + 1200 + own.len() as u64 - 2, counted));
+        let own: Vec<u64> = refcounts.own_clusters().collect();
+        assert_eq!((counted, refcounts.used()), (before + 500 + long.count + own.len() as u64 - 2, counted));
         assert!(refcounts.counted().all(|(_, count)| count == 1));
         // Where something is in the way, it ends.
-        refcounts.free(Clusters { first: run.first + 300, count: 700 });
-        refcounts.set(run.first + 320, 1);
-        assert_eq!(refcounts.allocate(1000).unwrap(), Clusters { first: run.first + 300, count: 20 });
-        // Blocks for what is new lie in front.
-        let next = refcounts.allocate(1000).unwrap();
-        assert_eq!(
-            (next.first - (run.first + 321), next.count),
-            ((refcounts.own_clusters().count() - own.len()) as u64, 1000)
-        );
+        refcounts.free(Clusters { first: run.first + 10, count: 290 });
+        refcounts.set(run.first + 30, 1);
+        assert_eq!(refcounts.allocate(1000).unwrap(), Clusters { first: run.first + 10, count: 20 });
+        assert_eq!(refcounts.allocate(1000).unwrap(), Clusters { first: run.first + 31, count: 269 });
+        assert_eq!(refcounts.allocate(100).unwrap().count, 100);
+        // Each block counts itself: it needs no other one on the disk.
+        for (index, at) in refcounts.table.iter().enumerate().filter(|(_, at)| **at != 0) {
+            assert_eq!(refcounts.geometry.block_index(refcounts.geometry.cluster(*at)), index);
+        }
     }
 
     #[test]
     fn a_run_ends_with_the_room_and_blocks_are_among_it() {
         let mut refcounts = small(Some(1000 * 512));
-        let mut all = refcounts.own_clusters().count() as u64;
-        all = all.max(refcounts.used());
-        let (mut taken, mut last) = (0, 0);
+        let all = refcounts.used();
+        let mut taken = 0;
         while let Ok(run) = refcounts.allocate(1000) {
-            (taken, last) = (taken + run.count, run.first + run.count);
+            taken += run.count;
         }
-        assert_eq!((last, refcounts.used()), (1000, 1000));
+        assert_eq!(refcounts.used(), 1000);
         assert!(refcounts.cost(taken) >= 1000 - all && refcounts.cost(taken) < 1010 - all, "{taken} of 1000 - {all}");
     }
 

@@ -365,13 +365,14 @@ impl Table {
         while cluster < last {
             let index = self.piece_of(cluster);
             let changed = self.changed(changes, index)?;
-            let from = cluster;
-            while cluster < last && self.piece_of(cluster) == index {
+            let (from, mut put) = (cluster, Ok(()));
+            while put.is_ok() && cluster < last && self.piece_of(cluster) == index {
                 let next = cluster.saturating_add(1);
-                self.put_number(changed, cluster, next)?;
+                put = self.put_number(changed, cluster, next);
                 cluster = next;
             }
             self.mark(changed, from, cluster.saturating_sub(1));
+            put?;
         }
         Ok(())
     }
