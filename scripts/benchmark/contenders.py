@@ -179,5 +179,6 @@ SINK = Contender("a mount that keeps nothing", "imgfs-bounds sink {image} {mnt}"
 # They do not mount.
 MCOPY = Contender("mcopy", "mcopy")
 FATFS = Contender("the crate fatfs", "imgfs-bounds")
-LARGE_WRITERS = [*WRITABLE_TREES, MCOPY, SINK, FATFS]
-FILE_COPIERS = [*WRITABLE_TREES, MCOPY]
+# Of a machine that is busy now and then, those are compared best that are measured one after the other.
+FILE_COPIERS = [*WRITABLE_TREES[:1], MCOPY, *WRITABLE_TREES[1:]]
+LARGE_WRITERS = [*WRITABLE_TREES[:1], MCOPY, SINK, *WRITABLE_TREES[1:], FATFS]
