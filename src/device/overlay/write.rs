@@ -359,8 +359,9 @@ impl Overlay {
         if backed >= most || read_guard(&self.tables).refcounts.left() >= taken.max(ahead / 2) {
             return;
         }
+        // One at a time: this one need not wait for another who does the same.
+        let Ok(_one) = self.backing.try_lock() else { return };
         let count = ahead.max(taken.saturating_mul(2)).min(most.saturating_sub(backed));
-        let _one = lock(&self.backing);
         if read_guard(&self.tables).refcounts.bounds().0 == backed
             && let Err(error) = self.back(Clusters { first: backed, count })
         {

@@ -173,6 +173,21 @@ impl Fat {
         Ok(())
     }
 
+    /// Takes room for the links to the clusters behind `last`, which a file is likely to get next when `len` bytes were
+    /// written at its end, and as many have been, or will be, by other threads meanwhile.
+    fn reserve_ahead(&self, last: u32, len: usize) {
+        const WRITES: u64 = 4;
+        let count = (len as u64).checked_div(u64::from(self.geometry.cluster_size)).unwrap_or(0);
+        let count = u32::try_from(count.saturating_mul(WRITES)).unwrap_or(0);
+        if count > 0
+            && let Ok(writer) = self.device_writer()
+            && let Err(error) = self.table.reserve(writer, last.saturating_add(1), count)
+        {
+            // Whoever needs it will be told.
+            log::debug!("fat: no room ahead for the table: {error}");
+        }
+    }
+
     /// Brings a file that is to grow by much near its new size, in steps between which others have
     /// their turn: FAT has no holes, so all of it must be written.
     fn grow_ahead(&self, file: NodeId, size: u64) -> Result<()> {
@@ -290,8 +305,11 @@ impl FileSystemWrite for Fat {
                 drop(held.take());
                 kept();
             });
-            if let (Err(_), Some(state)) = (&written, &mut held) {
-                self.ungrow(state, file, &grown)?;
+            match (&written, &mut held) {
+                (Err(_), Some(state)) => self.ungrow(state, file, &grown)?,
+                // It was answered: its writer need not wait for this, and has it when he comes back with as much.
+                (Ok(()), None) => self.reserve_ahead(grown.chain.last, buf.len()),
+                _ => {}
             }
             written
         } else {
