@@ -13,7 +13,7 @@ SUITES = {
     "commands": "Commands (what they write goes into memory)",
     "directory": "The names of a large directory",
     "growth": "How the cost grows",
-    "writes": "Writing (overlay beside an untouched image; the rivals write into a copy; sequential: 256 MiB as `dd bs=1M` writes them)",
+    "writes": "Writing (overlay beside an untouched image; the rivals write into a copy; sequential: as `dd bs=1M` writes)",
 }
 FASTER_IS_LESS = {"s"}
 

@@ -175,24 +175,28 @@ impl Refcounts {
         })
     }
 
-    /// Sets the count of a cluster that some block covers.
-    fn set(&mut self, cluster: u64, value: u16) {
-        let index = self.geometry.block_index(cluster);
-        let Some(block) = self.blocks.get_mut(index) else { return };
+    /// The counts of a block, so that each can be changed.
+    fn counts_of(&mut self, index: usize) -> Option<&mut [u16]> {
         let len = usize::try_from(self.geometry.counts()).unwrap_or(0);
+        let block = self.blocks.get_mut(index)?;
         match block {
             Block::Empty => *block = Block::Counts(vec![0; len].into()),
             Block::Full => *block = Block::Counts(vec![1; len].into()),
             Block::Absent | Block::Counts(_) => {}
         }
-        let Block::Counts(counts) = block else { return };
-        let Some(count) = counts.get_mut(self.geometry.count_index(cluster)) else { return };
-        if *count == 0 && value != 0 {
+        if let Block::Counts(counts) = block { Some(counts) } else { None }
+    }
+
+    /// Sets the count of a cluster that some block covers.
+    fn set(&mut self, cluster: u64, value: u16) {
+        let (index, within) = (self.geometry.block_index(cluster), self.geometry.count_index(cluster));
+        let Some(count) = self.counts_of(index).and_then(|counts| counts.get_mut(within)) else { return };
+        let before = std::mem::replace(count, value);
+        if before == 0 && value != 0 {
             self.used = self.used.saturating_add(1);
-        } else if *count != 0 && value == 0 {
+        } else if before != 0 && value == 0 {
             self.used = self.used.saturating_sub(1);
         }
-        *count = value;
         self.dirty.insert(index);
     }
 
@@ -291,12 +295,8 @@ impl Refcounts {
         while left.count > 0 {
             let (index, from) = (self.geometry.block_index(left.first), self.geometry.count_index(left.first));
             let len = self.geometry.counts().saturating_sub(from as u64).min(left.count);
-            let all = usize::try_from(self.geometry.counts()).unwrap_or(0);
-            if let Some(block @ Block::Empty) = self.blocks.get_mut(index) {
-                *block = Block::Counts(vec![0; all].into());
-            }
-            if let Some(Block::Counts(counts)) = self.blocks.get_mut(index) {
-                let len = usize::try_from(len).unwrap_or(all);
+            if let Some(counts) = self.counts_of(index) {
+                let len = usize::try_from(len).unwrap_or(counts.len());
                 counts.iter_mut().skip(from).take(len).for_each(|count| *count = 1);
             }
             self.used = self.used.saturating_add(len);
@@ -366,13 +366,9 @@ impl Refcounts {
         let len = usize::try_from(entries).map_err(|_| Error::NoSpace)?;
         self.table.resize(len, 0);
         self.blocks.resize_with(len, || Block::Absent);
-        let counts = usize::try_from(self.geometry.counts()).unwrap_or(0);
         for number in 0..blocks {
             let index = old_len.saturating_add(usize::try_from(number).unwrap_or(usize::MAX));
-            if let (Some(block), Some(entry)) = (self.blocks.get_mut(index), self.table.get_mut(index)) {
-                *block = Block::Counts(vec![0; counts].into());
-                *entry = self.geometry.start(start.saturating_add(number));
-            }
+            self.put_block(index, start.saturating_add(number));
         }
         (start..end).for_each(|cluster| self.set(cluster, 1));
         self.moved_from.push(Clusters { first: self.geometry.cluster(self.place.offset), count: old_clusters });
